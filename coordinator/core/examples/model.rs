@@ -1,0 +1,144 @@
+//! Longer searches of the protocol model than the tests have time for; see the crate's README, "The model".
+//!
+//! ```text
+//! cargo run --release -p flatbed-coordinator-core --example model -- short | long | mistakes [traces]
+//! cargo run --release -p flatbed-coordinator-core --example model -- walk SEED STEPS
+//! ```
+//!
+//! Ends with status 1 when an invariant breaks, a goal is not reached, or a mistake is not noticed.
+#![allow(clippy::print_stdout)] // A command's output is its purpose.
+
+#[path = "../tests/model/config.rs"]
+mod config;
+#[path = "../tests/model/invariants.rs"]
+mod invariants;
+#[path = "../tests/model/mutation.rs"]
+mod mutation;
+#[path = "../tests/model/protocol.rs"]
+mod protocol;
+#[path = "../tests/model/state.rs"]
+mod state;
+#[path = "../tests/model/suite.rs"]
+mod suite;
+
+use std::process::ExitCode;
+
+use config::*;
+use suite::{Outcome, SEEDED, SHORT, Search, WIDE};
+
+const BASE: Config = Config { owners: 2, epochs: 2, grants: 3, runs: 3, ..Config::CALM };
+
+/// Minutes and gigabytes: about 100 bytes for each state.
+const LONG: &[Search] = &[
+    Search {
+        name: "cuts, three attempts",
+        at_least: 2_500_000,
+        config: Config { truncations: 1, lost_answers: 1, collected: 1, ..BASE },
+    },
+    Search {
+        name: "long cuts, three attempts",
+        at_least: 5_300_000,
+        config: Config { rounds: LONG_TASK, truncations: 1, ..BASE },
+    },
+    Search {
+        name: "speculation, a run twice",
+        at_least: 3_300_000,
+        config: Config {
+            workers: 2,
+            grants: 2,
+            lost_answers: 1,
+            collected: 1,
+            speculation: true,
+            withdrawals: true,
+            ..BASE
+        },
+    },
+    Search {
+        name: "withdrawals, an answer lost",
+        at_least: 3_600_000,
+        config: Config { lost_answers: 1, collected: 1, withdrawals: true, ..BASE },
+    },
+    Search {
+        name: "three epochs, three attempts",
+        at_least: 7_200_000,
+        config: Config { owners: 3, epochs: 3, lost_answers: 1, collected: 1, ..BASE },
+    },
+    Search {
+        name: "two tasks, collected",
+        at_least: 1_100_000,
+        config: Config { rounds: TWO_TASKS, workers: 2, lost_answers: 1, collected: 1, ..BASE },
+    },
+    Search {
+        name: "handover, two crashes, two answers lost",
+        at_least: 6_200_000,
+        config: Config {
+            workers: 2,
+            grants: 2,
+            crashes: 2,
+            lost_answers: 2,
+            collected: 2,
+            cancel: true,
+            ..BASE
+        },
+    },
+];
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let good = match words[..] {
+        ["short"] => searches(SHORT),
+        ["long"] => searches(LONG),
+        ["mistakes"] => mistakes(false),
+        ["mistakes", "traces"] => mistakes(true),
+        ["walk", seed, steps] => match (seed.parse(), steps.parse()) {
+            (Ok(seed), Ok(steps)) => report("walk", &suite::walk(WIDE, seed, steps)),
+            _ => return usage(),
+        },
+        _ => return usage(),
+    };
+    if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn usage() -> ExitCode {
+    println!("arguments: short | long | mistakes [traces] | walk SEED STEPS");
+    ExitCode::from(2)
+}
+
+fn report(name: &str, outcome: &Outcome) -> bool {
+    println!("{name}: {outcome}");
+    outcome.broken.is_empty() && outcome.unreached.is_empty()
+}
+
+fn searches(searches: &[Search]) -> bool {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut good = true;
+    let mut states = 0;
+    for search in searches {
+        let outcome = suite::explore(search.config, threads);
+        good &= report(search.name, &outcome) && outcome.states >= search.at_least;
+        states += outcome.states;
+    }
+    println!("{states} states in all");
+    good
+}
+
+fn mistakes(traces: bool) -> bool {
+    let mut good = true;
+    for seeded in SEEDED {
+        let outcome = suite::hunt(seeded);
+        let (mutation, breaks) = (seeded.mutation, seeded.breaks);
+        match outcome.history(breaks) {
+            Some(steps) => {
+                println!("{mutation:?}: {breaks}, after {} steps", steps.len());
+                let steps = if traces { steps } else { &[] };
+                steps.iter().for_each(|step| println!("    {step}"));
+            }
+            None => {
+                println!("{mutation:?}: NOT NOTICED by {breaks}");
+                good = false;
+            }
+        }
+    }
+    good
+}

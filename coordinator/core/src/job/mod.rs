@@ -1,0 +1,636 @@
+//! One job as a state machine: `step(now, input) -> outputs`.
+//!
+//! ```text
+//! Planning -> Running -> Finalizing -> Complete -> Deleting -> Gone
+//!              |  ^          ^
+//!              v  |          |         Failed / Cancelled -> Deleting -> Gone
+//!           Resolving -------+         (from every state left of Complete)
+//! ```
+//!
+//! Every transition is one fenced transaction. The machine runs ahead: a change is applied to the view at once
+//! and queued; at most one transaction is in flight; what follows from a change (a grant, an answer) is an
+//! *effect* that is let out only when its transaction is known to be applied. If a transaction turns out fenced,
+//! another coordinator owns the job: the machine says [`Output::Lost`] and must be dropped, with all effects
+//! that never got out.
+//!
+//! Invariants: at most one transaction in flight; effects leave in the order of their changes; the manifest and
+//! plans are written as objects before the transaction that points at them; `COMPLETE` is decided against a stop
+//! request by one compare in that transaction.
+//!
+//! It does not know encodings, stores, sessions' transport or time other than what it is told.
+
+mod life;
+mod rounds;
+#[cfg(test)]
+mod tests;
+mod view;
+
+use std::collections::{BTreeMap, VecDeque};
+
+use flatbed_types::job::{JobError, JobRecord, JobState, ObjectPointer, StopKind};
+use flatbed_types::manifest::Manifest;
+use flatbed_types::task::{
+    Attempt, CommitRecord, LaneSurvey, OutputObject, Plan, RowCounts, TaskKind, TaskRecord,
+};
+use flatbed_types::{
+    AttemptId, Epoch, ErrorCode, Instant, JobId, KeyRange, Position, ResourceType, SessionId, TaskId, Token,
+    WorkerId, caps,
+};
+
+use crate::ledger::{Allowed, Change, Commit, Ledger, OpenTask, Refusal, Stage, Verdict};
+use crate::plan::Sizing;
+pub use view::JobProgress;
+
+/// Who holds an attempt.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Holder {
+    /// The worker.
+    pub worker: WorkerId,
+    /// The start of it.
+    pub session: SessionId,
+}
+
+/// What a commit names beside its rows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Payload {
+    /// The round of planning.
+    pub round: u32,
+    /// The objects.
+    pub outputs: Vec<OutputObject>,
+    /// What happened to the rows.
+    pub rows: RowCounts,
+    /// Sum of line fingerprints.
+    pub fingerprint: u128,
+}
+
+type JobLedger = Ledger<Position, Payload, Holder>;
+type JobChange = Change<Position, Payload, Holder>;
+
+/// Identifies a call that waits for an answer; drawn by the driver.
+pub type ReplyId = u64;
+
+/// The answer to a commit or a completed plan or resolve task.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CommitAnswer {
+    /// Durable; the task now ends at this place.
+    Accepted(Position),
+    /// Durable before.
+    Duplicate,
+    /// See [`Refusal`].
+    Refused(Refusal<Position>),
+    /// Not decided; ask again.
+    Retry,
+}
+
+/// What a plan task found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlanResult {
+    /// The moment.
+    pub transaction_time: Instant,
+    /// The source and its state.
+    pub pin: flatbed_types::job::SourcePin,
+    /// The draft object.
+    pub draft: ObjectPointer,
+    /// Patients of the source.
+    pub patients: u64,
+    /// The patients of the job and how many, where it covers some only.
+    pub roster: Option<(ObjectPointer, u64)>,
+    /// OperationOutcomes about the source.
+    pub outcomes: Vec<OutputObject>,
+}
+
+/// What a resolve task found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ResolveResult {
+    /// The new keys; `None` when there are none.
+    pub keys: Option<ObjectPointer>,
+    /// How many of each type.
+    pub counts: BTreeMap<ResourceType, u64>,
+    /// OperationOutcomes (that the limit of rounds was reached).
+    pub outcomes: Vec<OutputObject>,
+}
+
+/// The result of a task that is no extract.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TaskResult {
+    /// Of the plan task.
+    Plan(PlanResult),
+    /// Of a resolve task.
+    Resolve(ResolveResult),
+}
+
+/// What happens to a job.
+#[derive(Debug)]
+pub enum Input {
+    /// The machine was just loaded.
+    Start,
+    /// A slot is free at this worker; answered by a grant if a task waits.
+    Offer {
+        /// Who.
+        holder: Holder,
+        /// A fresh random token.
+        token: Token,
+    },
+    /// A worker reports rows as written.
+    Commit {
+        /// Where the answer goes.
+        reply: ReplyId,
+        /// The commit.
+        commit: CommitRecord,
+        /// The attempt's token.
+        token: Token,
+    },
+    /// A worker reports the result of a plan or resolve task.
+    Complete {
+        /// Where the answer goes.
+        reply: ReplyId,
+        /// The task.
+        task: TaskId,
+        /// The attempt.
+        attempt: AttemptId,
+        /// Its token.
+        token: Token,
+        /// What it found.
+        result: TaskResult,
+    },
+    /// An attempt gave up.
+    Failed {
+        /// The attempt.
+        attempt: AttemptId,
+        /// Its token.
+        token: Token,
+        /// Why.
+        error: JobError,
+    },
+    /// A worker's process is gone, or silent for longer than its lease.
+    SessionLost(SessionId),
+    /// A worker that is there no longer works on an attempt.
+    AttemptLost(AttemptId),
+    /// A stop request for the job exists.
+    Stop(StopKind),
+    /// The transaction in flight ended.
+    TxnDone(TxnOutcome),
+    /// The draft was read.
+    DraftRead(Result<Vec<LaneSurvey>, JobError>),
+    /// The plan or manifest was written.
+    ObjectWritten(Result<ObjectPointer, JobError>),
+    /// All objects of the job are deleted (`Ok`), or some are not.
+    ObjectsDeleted(Result<(), JobError>),
+    /// Time has passed.
+    Tick,
+}
+
+/// How a transaction ended. A driver resolves unknown outcomes by proposing the same transaction again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TxnOutcome {
+    /// Applied.
+    Applied,
+    /// Not applied: another coordinator has claimed the job.
+    Fenced,
+    /// Not applied: a stop request exists, and the transaction asked for none.
+    StopExists(StopKind),
+}
+
+/// A typed write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Op {
+    /// The job record.
+    PutJob(Box<JobRecord>),
+    /// A task record.
+    PutTask(TaskId, TaskRecord),
+    /// A task that is done.
+    DeleteTask(TaskId),
+    /// All task records.
+    DeleteTasks,
+    /// A commit.
+    PutCommit(u64, CommitRecord),
+    /// All commits.
+    DeleteCommits,
+    /// Every key of the job.
+    DeleteJob,
+}
+
+/// One fenced transaction: applies only if the fence is `(epoch, seq)`, and sets it to `(epoch, seq + 1)`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Txn {
+    /// The owner's epoch.
+    pub epoch: Epoch,
+    /// The fence's number before.
+    pub seq: u64,
+    /// The writes.
+    pub ops: Vec<Op>,
+    /// Also require that no stop request exists.
+    pub unless_stopped: bool,
+}
+
+/// A task for a worker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GrantSpec {
+    /// The task.
+    pub task: TaskId,
+    /// The attempt.
+    pub attempt: AttemptId,
+    /// Its token.
+    pub token: Token,
+    /// What to do.
+    pub kind: TaskKind,
+    /// What to read.
+    pub range: KeyRange,
+    /// The round of planning.
+    pub round: u32,
+    /// For resolve tasks: the sidecars of the round that ended.
+    pub sidecars: Vec<ObjectPointer>,
+}
+
+/// What the driver is to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output {
+    /// Propose a transaction; answer with `TxnDone`.
+    Propose(Txn),
+    /// Send a grant.
+    Grant(Holder, Box<GrantSpec>),
+    /// Tell a worker to drop an attempt.
+    Revoke(Holder, AttemptId),
+    /// Answer a call.
+    Reply(ReplyId, CommitAnswer),
+    /// Read the plan draft; answer with `DraftRead`.
+    ReadDraft(ObjectPointer),
+    /// Write a plan of this round; answer with `ObjectWritten`.
+    WritePlan(u32, Plan),
+    /// Write the manifest; answer with `ObjectWritten`.
+    WriteManifest(Box<Manifest>),
+    /// Delete every object of the job; answer with `ObjectsDeleted`.
+    DeleteObjects,
+    /// The job changed its state; for logs and metrics.
+    StateChanged(JobState),
+    /// Another coordinator owns the job: drop the machine.
+    Lost,
+    /// Nothing of the job is left: drop the machine.
+    Forget,
+}
+
+/// What the machine is told once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settings {
+    /// Sizes of tasks.
+    pub sizing: Sizing,
+    /// How long finished files stay at least, in milliseconds.
+    pub retention_ms: i64,
+}
+
+/// What the store holds of a job, read at one revision after the claim.
+#[derive(Debug, Clone)]
+pub struct Stored {
+    /// The job.
+    pub record: JobRecord,
+    /// The plans that the record points at, by round.
+    pub plans: Vec<Plan>,
+    /// Task records.
+    pub tasks: BTreeMap<TaskId, TaskRecord>,
+    /// Commits.
+    pub commits: BTreeMap<u64, CommitRecord>,
+    /// A stop request.
+    pub stop: Option<StopKind>,
+}
+
+struct TaskInfo {
+    kind: TaskKind,
+    round: u32,
+    failures: u32,
+    not_before: Option<Instant>,
+}
+
+struct Group {
+    ops: Vec<Op>,
+    effects: Vec<Output>,
+    unless_stopped: bool,
+}
+
+/// Work on objects that the machine waits for.
+enum Busy {
+    Drafting(Pending),
+    Planning { pending: Pending, tasks: Vec<flatbed_types::task::PlannedTask> },
+    Finalizing { result: flatbed_types::job::Volume },
+    Deleting,
+}
+
+/// A completed plan or resolve task on its way to being durable.
+struct Pending {
+    replies: Vec<ReplyId>,
+    task: TaskId,
+    attempt: AttemptId,
+    token: Token,
+    result: TaskResult,
+}
+
+/// One job.
+pub struct Job {
+    settings: Settings,
+    root: String,
+    record: JobRecord,
+    ledger: JobLedger,
+    tasks: BTreeMap<TaskId, TaskInfo>,
+    rounds: Vec<crate::progress::RoundProgress>,
+    seq: u64,
+    attempts: u32,
+    queue: VecDeque<Group>,
+    in_flight: Option<Vec<Output>>,
+    busy: Option<Busy>,
+    retry_at: Option<Instant>,
+    stop: Option<StopKind>,
+    waiting_for: Option<String>,
+}
+
+impl Job {
+    /// The machine of a job that was claimed in this epoch (the fence is `(epoch, 0)`). `root` is what the names
+    /// of its objects start with. Follow with [`Input::Start`].
+    pub fn load(stored: Stored, epoch: Epoch, root: String, settings: Settings) -> Job {
+        let mut job = Job {
+            settings,
+            root,
+            record: stored.record,
+            ledger: Ledger::new(epoch),
+            tasks: BTreeMap::new(),
+            rounds: Vec::new(),
+            seq: 0,
+            attempts: 0,
+            queue: VecDeque::new(),
+            in_flight: None,
+            busy: None,
+            retry_at: None,
+            stop: stored.stop,
+            waiting_for: None,
+        };
+        job.restore(stored.plans, stored.tasks, stored.commits);
+        job
+    }
+
+    /// The job.
+    pub fn id(&self) -> JobId {
+        self.record.id
+    }
+
+    /// The record, as far as this owner has brought it (perhaps not durable yet).
+    pub fn record(&self) -> &JobRecord {
+        &self.record
+    }
+
+    /// The stop request, as soon as it is known.
+    pub fn stop_requested(&self) -> Option<StopKind> {
+        self.stop
+    }
+
+    /// The one way in.
+    pub fn step(&mut self, now: Instant, input: Input, out: &mut Vec<Output>) {
+        match input {
+            Input::Start | Input::Tick => {}
+            Input::Offer { holder, token } => self.offer(now, holder, token),
+            Input::Commit { reply, commit, token } => self.commit(reply, commit, token, out),
+            Input::Complete { reply, task, attempt, token, result } => {
+                self.complete_task(Pending { replies: vec![reply], task, attempt, token, result }, out);
+            }
+            Input::Failed { attempt, token, error } => self.attempt_failed(now, attempt, token, error),
+            Input::SessionLost(session) => self.withdraw_all(|allowed| allowed.holder.session == session),
+            Input::AttemptLost(attempt) => self.withdraw_all(|allowed| allowed.attempt == attempt),
+            Input::Stop(kind) => self.stop = self.stop.or(Some(kind)),
+            Input::TxnDone(outcome) => self.txn_done(outcome, out),
+            Input::DraftRead(draft) => self.draft_read(now, draft, out),
+            Input::ObjectWritten(pointer) => self.object_written(now, pointer, out),
+            Input::ObjectsDeleted(result) => self.objects_deleted(now, result),
+        }
+        self.advance(now, out);
+        self.propose(out);
+    }
+
+    /// A task that an offer would be answered with, if any.
+    pub fn waiting_task(&self, now: Instant) -> Option<TaskId> {
+        let ready = |id: &TaskId| {
+            let not_before = self.tasks.get(id).and_then(|info| info.not_before);
+            not_before.is_none_or(|moment| moment <= now)
+        };
+        if self.ledger.stage() != Stage::Open || self.stop.is_some() {
+            return None;
+        }
+        let mut waiting = self.ledger.tasks().iter().filter(|(_, task)| task.allowed.is_empty());
+        waiting.find(|(id, _)| ready(id)).map(|(id, _)| *id)
+    }
+
+    /// The attempts that may commit, with their holders.
+    pub fn leases(&self) -> impl Iterator<Item = (AttemptId, &Holder)> {
+        self.ledger.tasks().values().flat_map(|task| &task.allowed).map(|a| (a.attempt, &a.holder))
+    }
+
+    /// Whether an attempt can never commit again, and so what it wrote without committing may be deleted. Only
+    /// answers from a view that equals the store.
+    pub fn is_dead(&self, attempt: AttemptId) -> bool {
+        self.is_idle() && self.ledger.is_dead(attempt)
+    }
+
+    /// The objects that commits name, by nonce.
+    pub fn committed_objects(&self) -> impl Iterator<Item = &OutputObject> {
+        self.ledger.commits().values().flat_map(|commit| &commit.payload.outputs)
+    }
+
+    fn is_idle(&self) -> bool {
+        self.in_flight.is_none() && self.queue.is_empty()
+    }
+
+    fn offer(&mut self, now: Instant, holder: Holder, token: Token) {
+        let Some(id) = self.waiting_task(now) else { return };
+        let Some(attempt) = AttemptId::new(self.ledger.epoch, self.attempts) else { return };
+        let allowed = Allowed { attempt, token, holder: holder.clone() };
+        let Some(changes) = self.ledger.grant(id, allowed, false) else { return };
+        let (Some(info), Some(task)) = (self.tasks.get(&id), self.ledger.tasks().get(&id)) else { return };
+        let (kind, round) = (info.kind, info.round);
+        let range = KeyRange { lo: task.lo.clone(), hi: task.hi.clone() };
+        let sidecars = if kind == TaskKind::Resolve { self.sidecars(round) } else { Vec::new() };
+        self.attempts += 1;
+        self.waiting_for = None;
+        let spec = GrantSpec { task: id, attempt, token, kind, range, round, sidecars };
+        self.write(changes, vec![Output::Grant(holder, Box::new(spec))]);
+    }
+
+    fn commit(&mut self, reply: ReplyId, commit: CommitRecord, token: Token, out: &mut Vec<Output>) {
+        let is_extract =
+            |info: &TaskInfo| matches!(info.kind, TaskKind::Extract(_)) && info.round == commit.round;
+        if !self.tasks.get(&commit.task).is_some_and(is_extract) {
+            out.push(Output::Reply(reply, CommitAnswer::Refused(Refusal::NotAllowed)));
+            return;
+        }
+        let (id, round) = (commit.task, commit.round);
+        match self.ledger.commit(to_ledger(commit), token) {
+            Verdict::Accept { changes, hi } => {
+                if let Some(info) = self.tasks.get_mut(&id) {
+                    (info.failures, info.not_before) = (0, None);
+                }
+                self.count_commit(round, &changes);
+                self.write(changes, vec![Output::Reply(reply, CommitAnswer::Accepted(hi))]);
+            }
+            // It may be on its way in a transaction that is not known to be applied: answer behind that.
+            Verdict::Duplicate => self.after_writes(Output::Reply(reply, CommitAnswer::Duplicate), out),
+            Verdict::Refuse(refusal) => {
+                self.after_writes(Output::Reply(reply, CommitAnswer::Refused(refusal)), out);
+            }
+        }
+    }
+
+    fn attempt_failed(&mut self, now: Instant, attempt: AttemptId, token: Token, error: JobError) {
+        let holds = |task: &OpenTask<Position, Holder>| {
+            task.allowed.iter().any(|a| a.attempt == attempt && a.token == token)
+        };
+        let Some(id) = self.ledger.tasks().iter().find(|(_, task)| holds(task)).map(|(id, _)| *id) else {
+            return;
+        };
+        let Some(changes) = self.ledger.withdraw(id, attempt) else { return };
+        let Some(info) = self.tasks.get_mut(&id) else { return };
+        // What cannot be reached may come back: it costs time, not a try.
+        if !error.code.is_retryable() {
+            info.failures += 1;
+        }
+        let last = info.failures >= caps::MAX_TASK_FAILURES || is_final(error.code);
+        let delay = 1_000_i64 << info.failures.min(5);
+        info.not_before = Some(now.plus_millis(delay));
+        self.waiting_for = Some(error.message.clone());
+        self.write(changes, Vec::new());
+        if last {
+            self.fail(now, error);
+        }
+    }
+
+    fn withdraw_all(&mut self, is_lost: impl Fn(&Allowed<Holder>) -> bool) {
+        let lost_of = |(id, task): (&TaskId, &OpenTask<Position, Holder>)| {
+            let lost = task.allowed.iter().find(|allowed| is_lost(allowed))?;
+            Some((*id, lost.attempt))
+        };
+        let lost: Vec<(TaskId, AttemptId)> = self.ledger.tasks().iter().filter_map(lost_of).collect();
+        for (id, attempt) in lost {
+            if let Some(changes) = self.ledger.withdraw(id, attempt) {
+                self.write(changes, Vec::new());
+            }
+        }
+    }
+
+    /// Applies changes to the view and queues them for the store, with what follows from them.
+    fn write(&mut self, changes: Vec<JobChange>, effects: Vec<Output>) {
+        let ops = changes.iter().flat_map(|change| self.ops_of(change)).collect();
+        for change in &changes {
+            self.ledger.apply(change);
+        }
+        self.queue.push_back(Group { ops, effects, unless_stopped: false });
+    }
+
+    fn ops_of(&self, change: &JobChange) -> Vec<Op> {
+        match change {
+            Change::PutTask(id, task) => {
+                self.tasks.get(id).map(|info| Op::PutTask(*id, to_record(info, task))).into_iter().collect()
+            }
+            Change::DeleteTask(id) => vec![Op::DeleteTask(*id)],
+            Change::PutCommit(number, commit) => vec![Op::PutCommit(*number, from_ledger(commit))],
+            Change::SetStage(_) => vec![Op::DeleteTasks],
+        }
+    }
+
+    /// Lets an effect out behind all writes made so far.
+    fn after_writes(&mut self, effect: Output, out: &mut Vec<Output>) {
+        if let Some(group) = self.queue.back_mut() {
+            group.effects.push(effect);
+        } else if let Some(effects) = &mut self.in_flight {
+            effects.push(effect);
+        } else {
+            out.push(effect);
+        }
+    }
+
+    fn propose(&mut self, out: &mut Vec<Output>) {
+        if self.in_flight.is_some() {
+            return;
+        }
+        let (mut ops, mut effects, mut unless_stopped) = (Vec::new(), Vec::new(), false);
+        while let Some(group) = self.queue.front() {
+            // A transaction that a stop request may refuse stands alone: it is undone as a whole.
+            let alone = group.unless_stopped && !ops.is_empty();
+            if alone || unless_stopped || ops.len() + group.ops.len() > caps::MAX_CHANGES_PER_TXN * 2 {
+                break;
+            }
+            unless_stopped = group.unless_stopped;
+            if let Some(group) = self.queue.pop_front() {
+                ops.extend(group.ops);
+                effects.extend(group.effects);
+            }
+        }
+        if ops.is_empty() {
+            out.extend(effects);
+            return;
+        }
+        self.in_flight = Some(effects);
+        out.push(Output::Propose(Txn { epoch: self.ledger.epoch, seq: self.seq, ops, unless_stopped }));
+    }
+
+    fn txn_done(&mut self, outcome: TxnOutcome, out: &mut Vec<Output>) {
+        let Some(effects) = self.in_flight.take() else { return };
+        match outcome {
+            TxnOutcome::Applied => {
+                self.seq += 1;
+                out.extend(effects);
+            }
+            TxnOutcome::StopExists(kind) => self.undo_complete(kind),
+            TxnOutcome::Fenced => {
+                for group in std::mem::take(&mut self.queue) {
+                    retry_replies(group.effects, out);
+                }
+                retry_replies(effects, out);
+                out.push(Output::Lost);
+            }
+        }
+    }
+}
+
+/// Whether an error means that no other try can end differently.
+fn is_final(code: ErrorCode) -> bool {
+    matches!(
+        code,
+        ErrorCode::SourceChanged | ErrorCode::Invalid | ErrorCode::NotFound | ErrorCode::NotSupported
+    )
+}
+
+fn retry_replies(effects: Vec<Output>, out: &mut Vec<Output>) {
+    for effect in effects {
+        if let Output::Reply(reply, _) = effect {
+            out.push(Output::Reply(reply, CommitAnswer::Retry));
+        }
+    }
+}
+
+fn to_record(info: &TaskInfo, task: &OpenTask<Position, Holder>) -> TaskRecord {
+    let attempt = |allowed: &Allowed<Holder>| Attempt {
+        id: allowed.attempt,
+        token: allowed.token,
+        worker: allowed.holder.worker.clone(),
+        session: allowed.holder.session,
+    };
+    TaskRecord {
+        kind: info.kind,
+        range: KeyRange { lo: task.lo.clone(), hi: task.hi.clone() },
+        allowed: task.allowed.iter().map(attempt).collect(),
+        failures: info.failures,
+    }
+}
+
+fn to_ledger(commit: CommitRecord) -> Commit<Position, Payload> {
+    let CommitRecord { task, attempt, segment, round, range, outputs, rows, fingerprint } = commit;
+    let payload = Payload { round, outputs, rows, fingerprint };
+    Commit { task, attempt, segment, lo: range.lo, hi: range.hi, payload }
+}
+
+fn from_ledger(commit: &Commit<Position, Payload>) -> CommitRecord {
+    CommitRecord {
+        task: commit.task,
+        attempt: commit.attempt,
+        segment: commit.segment,
+        round: commit.payload.round,
+        range: KeyRange { lo: commit.lo.clone(), hi: commit.hi.clone() },
+        outputs: commit.payload.outputs.clone(),
+        rows: commit.payload.rows,
+        fingerprint: commit.payload.fingerprint,
+    }
+}

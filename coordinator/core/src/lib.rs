@@ -1,0 +1,16 @@
+//! Decisions of the coordinator, pure: no clock, no randomness, no I/O, no async. The same code runs in
+//! production, in the model ([`ledger`] under stateright, in `tests/model`) and in simulation.
+//!
+//! - [`ledger`]: what is committed and what remains of a job, and the rules that change it.
+//! - [`job`]: one job's life as `step(input) -> outputs`: group commit, planning rounds, finalizing, deleting.
+//! - [`plan`]: from what a source says to tasks sized by bytes.
+//! - [`manifest`]: from the ledger to the files of the result.
+//! - [`progress`]: how far a job is, never backwards.
+//!
+//! It does not know how records are encoded, which store keeps them, or how workers are reached.
+
+pub mod job;
+pub mod ledger;
+pub mod manifest;
+pub mod plan;
+pub mod progress;

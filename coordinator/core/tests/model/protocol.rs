@@ -1,0 +1,560 @@
+//! What may happen: owners that propose what the production rules decide, a store that compares fences,
+//! workers, a network that duplicates and delays, a collector, a client that cancels.
+//!
+//! An owner action is one call of a rule on the owner's own view, one transaction, and, once the transaction
+//! is known to be applied, `Ledger::apply` on the view and whatever may then leave the owner. What a correct
+//! store refuses to an owner that is fenced off changes nothing but that the owner forgets the job, which is
+//! the same as its crash; such proposals are made only where a mutation lets them through.
+
+use std::sync::Arc;
+
+use flatbed_coordinator_core::ledger::{self, Refusal};
+use flatbed_types::{AttemptId, Epoch, TaskId, Token};
+use stateright::{Model, Property};
+
+use super::config::Config;
+use super::invariants;
+use super::mutation::{self, Mutation};
+use super::state::*;
+
+/// The model: bounds, plan, and at most one mutation.
+#[derive(Debug, Clone, Copy)]
+pub struct Protocol {
+    pub config: Config,
+}
+
+/// One step. Numbers are places in the lists of the state.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    /// The lease of the owner ended, or seemed to.
+    Claim { owner: usize },
+    /// An owner decides, and learns the outcome of its transaction or does not.
+    Decide { owner: usize, decision: Decision, answer: Answer },
+    /// A transaction whose answer is lost reaches the store.
+    Land { flight: usize },
+    /// An owner proposes again what it does not know the outcome of.
+    Resync { owner: usize },
+    /// A grant arrives.
+    Deliver { grant: Grant, slot: usize },
+    /// A worker writes the rows up to `to` as a segment and sends its commit.
+    Seal { slot: usize, to: Position },
+    /// A worker gives its attempt up: refused, revoked, or out of touch for too long.
+    Abandon { slot: usize },
+    /// A worker process dies and is started again.
+    Crash { slot: usize },
+    /// Somebody creates the stop request.
+    Cancel,
+    /// A coordinator, however stale, deletes what an attempt left behind that is dead in its view.
+    Collect { owner: usize, key: Key },
+}
+
+/// What an owner decides to do.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Decision {
+    OpenRound,
+    Grant { task: TaskId, slot: usize, speculative: bool },
+    Withdraw { task: TaskId, attempt: AttemptId },
+    Truncate { task: TaskId, at: Position },
+    Commit { key: Key, hi: Position },
+    Complete,
+    Stop,
+}
+
+/// Whether the owner hears from the store.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Answer {
+    Heard,
+    Lost,
+}
+
+impl Action {
+    /// Whether it brings the job nearer to its end; the others delay or disturb it.
+    pub fn advances(&self) -> bool {
+        use Decision::{Commit, Complete, OpenRound};
+        match self {
+            Action::Decide { decision, answer: Answer::Heard, .. } => {
+                matches!(decision, OpenRound | Commit { .. } | Complete)
+            }
+            Action::Resync { .. } | Action::Deliver { .. } | Action::Seal { .. } => true,
+            _ => false,
+        }
+    }
+}
+
+impl Protocol {
+    fn mutated(&self, mutation: Mutation) -> bool {
+        self.config.mutation == Some(mutation)
+    }
+
+    fn fence_holds(&self, store: &Store, proposed: (Epoch, u8), opens_round: bool) -> bool {
+        match self.config.mutation {
+            Some(Mutation::NoFence) => true,
+            Some(Mutation::EpochOnlyFence) => store.ledger.epoch == proposed.0,
+            Some(Mutation::RoundWithoutFence) if opens_round => true,
+            _ => store.fence() == proposed,
+        }
+    }
+
+    /// The store's side of a transaction. Whether it applied.
+    fn land(&self, state: &mut State, proposal: &Proposal) -> bool {
+        let store = &mut state.store;
+        let publishes = proposal.manifest.is_some();
+        let stopped = publishes && store.stop && !self.mutated(Mutation::CompleteIgnoresStop);
+        if stopped || !self.fence_holds(store, proposal.fence(), proposal.opens_round.is_some()) {
+            return false;
+        }
+        state.broken.fence |= proposal.fence_after() <= store.fence() || proposal.epoch != store.ledger.epoch;
+        state.broken.finality |= store.ledger.stage() != ledger::Stage::Open;
+        let mut ledger = (*store.ledger).clone();
+        proposal.changes.iter().for_each(|change| ledger.apply(change));
+        ledger.epoch = proposal.epoch;
+        store.ledger = Hashed::new(ledger);
+        store.seq = proposal.fence_after().1;
+        store.round = proposal.opens_round.unwrap_or(store.round);
+        if publishes {
+            store.manifest.clone_from(&proposal.manifest);
+        }
+        true
+    }
+
+    /// The owner's side, when it knows that its transaction applied.
+    fn learn(state: &mut State, owner: usize, proposal: &Proposal) {
+        let Some(view) = &mut state.owners[owner] else { return };
+        let mut ledger = (*view.ledger).clone();
+        proposal.changes.iter().for_each(|change| ledger.apply(change));
+        // The usual case; sharing saves a digest, and memory.
+        let as_stored = ledger == *state.store.ledger;
+        view.ledger = if as_stored { state.store.ledger.clone() } else { Hashed::new(ledger) };
+        view.seq = proposal.fence_after().1;
+        view.round = proposal.opens_round.unwrap_or(view.round);
+        view.unknown = None;
+        Self::follow(state, &proposal.then);
+    }
+
+    /// What leaves the owner after a transaction. It must say only what the store holds.
+    fn follow(state: &mut State, then: &Follow) {
+        match then {
+            Follow::Nothing => {}
+            Follow::Grant(grant) => {
+                let task = state.store.ledger.tasks().get(&grant.task);
+                let allowed = |task: &ledger::OpenTask<Position, Incarnation>| {
+                    task.allowed.iter().any(|allowed| allowed.attempt == grant.attempt)
+                };
+                state.broken.answer |= !task.is_some_and(allowed);
+                state.send_grant(grant.clone());
+            }
+            Follow::Accepted(key) => state.broken.answer |= !state.store.has_committed(*key),
+        }
+    }
+
+    fn propose(&self, state: &mut State, owner: usize, proposal: Proposal, answer: Answer) -> Option<()> {
+        if answer == Answer::Heard {
+            if !self.land(state, &proposal) {
+                return None;
+            }
+            Self::learn(state, owner, &proposal);
+            return Some(());
+        }
+        if !self.fence_holds(&state.store, proposal.fence(), proposal.opens_round.is_some()) {
+            return None;
+        }
+        state.spent.lost_answers += 1;
+        let early = match proposal.then {
+            Follow::Grant(_) => self.mutated(Mutation::GrantBeforeApplied),
+            Follow::Accepted(_) => self.mutated(Mutation::AnswerBeforeApplied),
+            Follow::Nothing => false,
+        };
+        if early {
+            Self::follow(state, &proposal.then);
+        }
+        let proposal = Arc::new(proposal);
+        state.flying.push(Arc::clone(&proposal));
+        if !self.mutated(Mutation::EpochOnlyFence) {
+            state.owners[owner].as_mut()?.unknown = Some(proposal);
+        }
+        Some(())
+    }
+
+    /// Rule R2: the same transaction again, whose failure branch shows the fence.
+    fn resync(&self, state: &mut State, owner: usize) -> Option<()> {
+        let proposal = state.owners[owner].as_ref()?.unknown.clone()?;
+        if state.store.fence() == proposal.fence_after() || self.land(state, &proposal) {
+            Self::learn(state, owner, &proposal);
+        } else if state.store.fence() == proposal.fence() {
+            // Not applied, and never will be: the stop request that it compared stays.
+            state.owners[owner].as_mut()?.unknown = None;
+        } else {
+            state.owners[owner] = None;
+        }
+        Some(())
+    }
+
+    /// A claim is a transaction of its own; the view is then read at its revision, record by record.
+    fn claim(state: &mut State, owner: usize) {
+        let store = &mut state.store;
+        let mut stored = (*store.ledger).clone();
+        stored.epoch = Epoch(stored.epoch.0 + 1);
+        store.ledger = Hashed::new(stored);
+        store.seq = 0;
+        let mut read = Ledger::new(store.ledger.epoch);
+        let tasks = store.ledger.tasks().iter().map(|(id, task)| Change::PutTask(*id, task.clone()));
+        let commits = store.ledger.commits().iter().map(|(n, commit)| Change::PutCommit(*n, commit.clone()));
+        tasks.chain(commits).for_each(|change| read.apply(&change));
+        if store.ledger.stage() != ledger::Stage::Open {
+            read.apply(&Change::SetStage(store.ledger.stage()));
+        }
+        let ledger = if read == *store.ledger { store.ledger.clone() } else { Hashed::new(read) };
+        state.owners[owner] =
+            Some(View { ledger, seq: 0, round: store.round, next_attempt: 0, unknown: None });
+    }
+
+    /// Whether the data committed so far calls for a round that is not open yet.
+    fn wants_round(&self, view: &View) -> bool {
+        let next = usize::from(view.round);
+        if next >= self.config.rounds.len() {
+            return self.mutated(Mutation::RoundOpenedTwice) && next > 1;
+        }
+        let planned = self.config.plan(view.round) & !self.config.plan(view.round.saturating_sub(1));
+        let of_last = |commit: &&Commit| planned >> commit.lo & 1 == 1;
+        next == 0 || view.ledger.commits().values().filter(of_last).any(|commit| commit.payload.references)
+    }
+
+    fn may_complete(&self, view: &View) -> bool {
+        let ready = !self.wants_round(view) || self.mutated(Mutation::CompleteIgnoresReferences);
+        view.round > 0 && ready
+    }
+
+    /// The transaction of a decision, by the production rules. `None` where they decide against it.
+    fn proposal(&self, view: &View, decision: &Decision, to: &[Worker]) -> Option<Proposal> {
+        let ledger = &*view.ledger;
+        let mut proposal = Proposal {
+            epoch: ledger.epoch,
+            seq: view.seq,
+            changes: Vec::new(),
+            opens_round: None,
+            manifest: None,
+            then: Follow::Nothing,
+        };
+        proposal.changes = match decision {
+            Decision::OpenRound => {
+                let last = self.config.rounds.len() - 1;
+                let round = self.config.rounds[usize::from(view.round).min(last)];
+                proposal.opens_round = Some(view.round + 1);
+                ledger.open_round(round.tasks.iter().copied())?
+            }
+            Decision::Grant { task, slot, speculative } => {
+                let attempt = AttemptId::new(ledger.epoch, view.next_attempt)?;
+                let allowed = Allowed { attempt, token: Token(attempt.0), holder: to[*slot].incarnation };
+                let open = ledger.tasks().get(task)?;
+                let (lo, hi) = (open.lo, open.hi);
+                let (token, to) = (allowed.token, allowed.holder);
+                proposal.then = Follow::Grant(Grant { attempt, token, to, task: *task, lo, hi });
+                ledger.grant(*task, allowed, *speculative)?
+            }
+            Decision::Withdraw { task, attempt } => ledger.withdraw(*task, *attempt)?,
+            Decision::Truncate { task, at } => ledger.truncate(*task, *at)?,
+            Decision::Commit { .. } => return None,
+            Decision::Complete => {
+                proposal.manifest = Some(Hashed::new(ledger.commits().clone()));
+                if self.mutated(Mutation::CompleteIgnoresTasks) {
+                    vec![Change::SetStage(ledger::Stage::Complete)]
+                } else {
+                    ledger.complete()?
+                }
+            }
+            Decision::Stop => ledger.stop()?,
+        };
+        Some(proposal)
+    }
+
+    fn decide(&self, state: &mut State, owner: usize, decision: &Decision, answer: Answer) -> Option<()> {
+        if let Decision::Commit { key, hi } = decision {
+            return self.on_commit(state, owner, (*key, *hi), answer);
+        }
+        let proposal = self.proposal(state.owners[owner].as_ref()?, decision, &state.workers)?;
+        match decision {
+            Decision::Grant { slot, .. } => {
+                // The number is used up whatever becomes of the transaction.
+                state.owners[owner].as_mut()?.next_attempt += 1;
+                state.spent.grants += 1;
+                state.spent.known_slots = state.spent.known_slots.max(*slot as u8 + 1);
+            }
+            Decision::Truncate { .. } => state.spent.truncations += 1,
+            _ => {}
+        }
+        self.propose(state, owner, proposal, answer)
+    }
+
+    fn verdict(&self, ledger: &Ledger, message: &Message) -> Verdict {
+        use Mutation::*;
+        match self.config.mutation {
+            Some(
+                mutation @ (CommitIgnoresLo
+                | CommitIgnoresHi
+                | CommitIgnoresAttempt
+                | WorkerDeletesDuplicateLast),
+            ) => mutation::commit(mutation, ledger, &message.commit, message.token),
+            _ => ledger.commit(message.commit.clone(), message.token),
+        }
+    }
+
+    fn on_commit(
+        &self,
+        state: &mut State,
+        owner: usize,
+        (key, hi): (Key, Position),
+        answer: Answer,
+    ) -> Option<()> {
+        let is_it = |message: &&Message| message.commit.payload.key == key && message.commit.hi == hi;
+        let message = state.messages.iter().find(is_it)?;
+        let view = state.owners[owner].as_ref()?;
+        match self.verdict(&view.ledger, message) {
+            Verdict::Accept { changes, .. } => {
+                let proposal = Proposal {
+                    epoch: view.ledger.epoch,
+                    seq: view.seq,
+                    changes,
+                    opens_round: None,
+                    manifest: None,
+                    then: Follow::Accepted(key),
+                };
+                // An owner that is fenced off learns it here, and says nothing.
+                self.propose(state, owner, proposal, answer)
+            }
+            Verdict::Duplicate => {
+                let false_word = !state.store.has_committed(key);
+                state.broken.answer |= false_word;
+                false_word.then_some(())
+            }
+            Verdict::Refuse(refusal) => {
+                use Mutation::{WorkerDeletes, WorkerDeletesDuplicateLast};
+                let deletes = self.mutated(WorkerDeletes) || self.mutated(WorkerDeletesDuplicateLast);
+                if !deletes || refusal != Refusal::NotAllowed {
+                    return None;
+                }
+                state.delete(key);
+                Some(())
+            }
+        }
+    }
+
+    fn deliver(&self, state: &mut State, grant: &Grant, slot: usize) {
+        state.spent.runs += 1;
+        let nonce = state.spent.runs;
+        let Grant { attempt, token, task, lo, hi, .. } = *grant;
+        state.workers[slot].run = Some(Run { task, attempt, token, nonce, segment: 0, lo, hi });
+    }
+
+    fn key(&self, run: &Run) -> Key {
+        match self.config.mutation {
+            Some(Mutation::KeyPerTask) => {
+                Key { attempt: AttemptId(0), nonce: run.task.0 as u8, segment: run.lo }
+            }
+            Some(Mutation::NoNonce | Mutation::GrantNotBoundNoNonce) => {
+                Key { attempt: run.attempt, nonce: 0, segment: run.segment }
+            }
+            _ => Key { attempt: run.attempt, nonce: run.nonce, segment: run.segment },
+        }
+    }
+
+    fn seal(&self, state: &mut State, slot: usize, to: Position) -> Option<()> {
+        let worker = &mut state.workers[slot];
+        let run = worker.run.as_mut()?;
+        let payload = Payload { key: self.key(run), references: self.config.refers(run.lo, to) };
+        let Run { task, attempt, token, segment, lo, hi, .. } = *run;
+        let commit = Commit { task, attempt, segment: u32::from(segment), lo, hi: to, payload };
+        (run.lo, run.segment) = (to, segment + 1);
+        if to == hi {
+            worker.run = None;
+        }
+        let writer = worker.incarnation;
+        state.seal(Message { commit, token, writer });
+        Some(())
+    }
+
+    fn may_collect(&self, view: &View, key: Key) -> bool {
+        use Mutation::{CollectorIgnoresAllowed, CollectorIgnoresEpoch, CollectorRunsAhead};
+        let mut ahead = None;
+        if let (Some(CollectorRunsAhead), Some(unknown)) = (self.config.mutation, &view.unknown) {
+            let ahead = ahead.insert((*view.ledger).clone());
+            unknown.changes.iter().for_each(|change| ahead.apply(change));
+        }
+        let seen = ahead.as_ref().unwrap_or(&view.ledger);
+        let dead = match self.config.mutation {
+            Some(mutation @ (CollectorIgnoresEpoch | CollectorIgnoresAllowed)) => {
+                mutation::is_dead(mutation, seen, key.attempt)
+            }
+            _ => seen.is_dead(key.attempt),
+        };
+        dead && !has_committed(seen, key)
+    }
+}
+
+/// Which actions are worth trying. The rules decide; what is left out here could change nothing.
+impl Protocol {
+    fn owner_actions(&self, state: &State, owner: usize, view: &View, actions: &mut Vec<Action>) {
+        let (config, spent) = (&self.config, &state.spent);
+        if spent.collected < config.collected {
+            let keys =
+                state.objects.iter().map(|object| object.key).filter(|key| self.may_collect(view, *key));
+            actions.extend(keys.map(|key| Action::Collect { owner, key }));
+        }
+        if view.unknown.is_some() {
+            actions.push(Action::Resync { owner });
+            return;
+        }
+        let answers = || {
+            let lost = (spent.lost_answers < config.lost_answers).then_some(Answer::Lost);
+            std::iter::once(Answer::Heard).chain(lost)
+        };
+        let mut decide = |decision: Decision| {
+            actions.extend(answers().map(|answer| Action::Decide {
+                owner,
+                decision: decision.clone(),
+                answer,
+            }));
+        };
+        for message in &state.messages {
+            decide(Decision::Commit { key: message.commit.payload.key, hi: message.commit.hi });
+        }
+        let fence = (view.ledger.epoch, view.seq);
+        if self.fence_holds(&state.store, fence, true)
+            && view.ledger.tasks().is_empty()
+            && self.wants_round(view)
+        {
+            decide(Decision::OpenRound);
+        }
+        if !self.fence_holds(&state.store, fence, false) || view.ledger.stage() != ledger::Stage::Open {
+            return;
+        }
+        self.task_decisions(state, view, &mut decide);
+        if self.may_complete(view) {
+            decide(Decision::Complete);
+        }
+        if state.store.stop {
+            decide(Decision::Stop);
+        }
+    }
+
+    fn task_decisions(&self, state: &State, view: &View, decide: &mut impl FnMut(Decision)) {
+        let (config, spent) = (&self.config, &state.spent);
+        for (id, open) in view.ledger.tasks() {
+            let task = *id;
+            if spent.grants < config.grants {
+                for slot in 0..state.workers.len().min(usize::from(spent.known_slots) + 1) {
+                    decide(Decision::Grant { task, slot, speculative: false });
+                    if config.speculation && open.allowed.len() == 1 {
+                        decide(Decision::Grant { task, slot, speculative: true });
+                    }
+                }
+            }
+            if config.withdrawals {
+                open.allowed
+                    .iter()
+                    .for_each(|held| decide(Decision::Withdraw { task, attempt: held.attempt }));
+            }
+            if spent.truncations < config.truncations {
+                (open.lo + 1..open.hi).for_each(|at| decide(Decision::Truncate { task, at }));
+            }
+        }
+    }
+
+    fn worker_actions(&self, state: &State, slot: usize, worker: &Worker, actions: &mut Vec<Action>) {
+        let (config, spent) = (&self.config, &state.spent);
+        let unbound = self.mutated(Mutation::GrantNotBound) || self.mutated(Mutation::GrantNotBoundNoNonce);
+        let mine = |grant: &&Grant| grant.to == worker.incarnation || (unbound && grant.to.slot() == slot);
+        let Some(run) = &worker.run else {
+            if spent.runs < config.runs {
+                let grants = state.grants.iter().filter(mine).cloned();
+                actions.extend(grants.map(|grant| Action::Deliver { grant, slot }));
+            }
+            return;
+        };
+        actions.extend((run.lo + 1..=run.hi).map(|to| Action::Seal { slot, to }));
+        if spent.runs < config.runs {
+            actions.push(Action::Abandon { slot });
+        }
+        if spent.crashes < config.crashes {
+            actions.push(Action::Crash { slot });
+        }
+    }
+}
+
+impl Model for Protocol {
+    type State = State;
+    type Action = Action;
+
+    fn init_states(&self) -> Vec<State> {
+        vec![State::initial(self.config.owners, self.config.workers)]
+    }
+
+    fn actions(&self, state: &State, actions: &mut Vec<Action>) {
+        let may_claim = state.store.ledger.epoch.0 < u64::from(self.config.epochs);
+        for (owner, view) in state.owners.iter().enumerate() {
+            // Those that own nothing are alike.
+            if may_claim && (view.is_some() || state.owners.get(owner + 1).is_none_or(Option::is_some)) {
+                actions.push(Action::Claim { owner });
+            }
+            if let Some(view) = view {
+                self.owner_actions(state, owner, view, actions);
+            }
+        }
+        for (slot, worker) in state.workers.iter().enumerate() {
+            self.worker_actions(state, slot, worker, actions);
+        }
+        actions.extend((0..state.flying.len()).map(|flight| Action::Land { flight }));
+        // A stop request after the end has no effect on the ledger.
+        if self.config.cancel && !state.store.stop && state.store.ledger.stage() == ledger::Stage::Open {
+            actions.push(Action::Cancel);
+        }
+    }
+
+    fn next_state(&self, last: &State, action: Action) -> Option<State> {
+        let mut state = last.clone();
+        match action {
+            Action::Claim { owner } => Self::claim(&mut state, owner),
+            Action::Decide { owner, decision, answer } => {
+                self.decide(&mut state, owner, &decision, answer)?
+            }
+            Action::Land { flight } => {
+                let proposal = state.flying.remove(flight);
+                self.land(&mut state, &proposal);
+            }
+            Action::Resync { owner } => self.resync(&mut state, owner)?,
+            Action::Deliver { grant, slot } => self.deliver(&mut state, &grant, slot),
+            Action::Seal { slot, to } => self.seal(&mut state, slot, to)?,
+            Action::Abandon { slot } => state.workers[slot].run = None,
+            Action::Crash { slot } => {
+                let worker = &mut state.workers[slot];
+                (worker.run, worker.incarnation) = (None, worker.incarnation.next());
+                state.spent.crashes += 1;
+            }
+            Action::Cancel => state.store.stop = true,
+            Action::Collect { key, .. } => {
+                state.delete(key);
+                state.spent.collected += 1;
+            }
+        }
+        self.settle(&mut state);
+        Some(state)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        invariants::properties(self)
+    }
+}
+
+impl Protocol {
+    /// One form for states that are alike: owners in the order of their claims, no transaction in flight that
+    /// can never apply (the fence only rises, and a stop request stays).
+    fn settle(&self, state: &mut State) {
+        state.owners.sort_by_key(|view| view.as_ref().map(|view| view.ledger.epoch));
+        let store = &state.store;
+        state.flying.retain(|proposal| {
+            let opens_round = proposal.opens_round.is_some();
+            let stopped = proposal.manifest.is_some() && store.stop;
+            self.fence_holds(store, proposal.fence(), opens_round)
+                && (!stopped || self.mutated(Mutation::CompleteIgnoresStop))
+        });
+    }
+}

@@ -1,0 +1,181 @@
+//! Typed writes to keys and bytes and back; claiming and loading a job.
+
+use std::collections::BTreeMap;
+
+use flatbed_coordinator_core::job::{Op, Stored, Txn, TxnOutcome};
+use flatbed_proto::convert::Wire;
+use flatbed_proto::wire::types as wire;
+use flatbed_proto::{Malformed, frame};
+use flatbed_types::job::{JobRecord, JobState, StopKind};
+use flatbed_types::layout::{self, MetaKeys};
+use flatbed_types::task::{CommitRecord, Plan, TaskRecord};
+use flatbed_types::{Epoch, Instant, JobId, TaskId};
+
+use crate::driver::Context;
+use crate::objects;
+use crate::store::{Compare, Outcome, StoreError, Transaction, Write};
+use crate::StartError;
+
+/// How long to wait before a transaction of unknown outcome is proposed again.
+const REPROPOSE: std::time::Duration = std::time::Duration::from_millis(200);
+
+pub(crate) fn fence_bytes(epoch: Epoch, seq: u64) -> Vec<u8> {
+    let mut bytes = epoch.0.to_be_bytes().to_vec();
+    bytes.extend_from_slice(&seq.to_be_bytes());
+    bytes
+}
+
+fn fence_from(bytes: &[u8]) -> Result<(Epoch, u64), Malformed> {
+    let words = bytes.as_chunks::<8>();
+    match words {
+        ([epoch, seq], []) => Ok((Epoch(u64::from_be_bytes(*epoch)), u64::from_be_bytes(*seq))),
+        _ => Err(Malformed("fence")),
+    }
+}
+
+fn decode<W: Wire>(bytes: &[u8]) -> Result<W, Malformed>
+where
+    W::Message: prost::Message + Default,
+{
+    W::from_wire(frame::open::<W::Message>(bytes)?)
+}
+
+fn encode<W: Wire>(value: &W) -> Vec<u8>
+where
+    W::Message: prost::Message,
+{
+    frame::seal(&value.to_wire())
+}
+
+/// The write that stores a job record.
+pub(crate) fn put_job(keys: &MetaKeys, record: &JobRecord) -> Write {
+    Write::Put(keys.job(record.id), encode(record))
+}
+
+/// The value of a stop request.
+pub(crate) fn stop_record(kind: StopKind, at: Instant) -> Vec<u8> {
+    frame::seal(&wire::StopRecord { kind: kind.to_wire(), at: at.nanos() })
+}
+
+fn stop_kind(bytes: &[u8]) -> Result<StopKind, Malformed> {
+    StopKind::from_wire(frame::open::<wire::StopRecord>(bytes)?.kind)
+}
+
+fn writes(keys: &MetaKeys, job: JobId, op: &Op) -> Vec<Write> {
+    match op {
+        Op::PutJob(record) => vec![put_job(keys, record)],
+        Op::PutTask(task, record) => vec![Write::Put(keys.task(job, *task), encode(record))],
+        Op::DeleteTask(task) => vec![Write::Delete(keys.task(job, *task))],
+        Op::DeleteTasks => vec![Write::DeletePrefix(keys.tasks(job))],
+        Op::PutCommit(number, record) => vec![Write::Put(keys.commit(job, *number), encode(record))],
+        Op::DeleteCommits => vec![Write::DeletePrefix(keys.commits(job))],
+        Op::DeleteJob => vec![
+            Write::DeletePrefix(keys.tasks(job)),
+            Write::DeletePrefix(keys.commits(job)),
+            Write::Delete(keys.stop(job)),
+            Write::Delete(keys.fence(job)),
+            Write::Delete(keys.job(job)),
+        ],
+    }
+}
+
+/// Proposes a job's transaction until its outcome is known (rule R2: unknown outcomes are re-proposed).
+pub(crate) async fn propose(context: &Context, job: JobId, txn: Txn) -> TxnOutcome {
+    let keys = context.keys();
+    let after = fence_bytes(txn.epoch, txn.seq + 1);
+    let mut transaction = Transaction {
+        compares: vec![Compare::Equals(keys.fence(job), fence_bytes(txn.epoch, txn.seq))],
+        // The fence goes first, so that deleting the job deletes it too.
+        writes: vec![Write::Put(keys.fence(job), after.clone())],
+        reads: vec![keys.fence(job), keys.stop(job)],
+    };
+    if txn.unless_stopped {
+        transaction.compares.push(Compare::Absent(keys.stop(job)));
+    }
+    transaction.writes.extend(txn.ops.iter().flat_map(|op| writes(&keys, job, op)));
+    let mut uncertain = false;
+    loop {
+        match context.store.txn(transaction.clone()).await {
+            Ok(Outcome::Applied(_)) => return TxnOutcome::Applied,
+            Ok(Outcome::NotApplied(reads)) => {
+                let fence = reads.first().cloned().flatten();
+                // Only this very transaction writes this value: an earlier try of it applied.
+                if uncertain && fence.as_deref() == Some(after.as_slice()) {
+                    return TxnOutcome::Applied;
+                }
+                let ours = fence.as_deref() == Some(fence_bytes(txn.epoch, txn.seq).as_slice());
+                let stop = reads.get(1).cloned().flatten();
+                return match stop.map(|stop| stop_kind(&stop)) {
+                    Some(Ok(kind)) if ours => TxnOutcome::StopExists(kind),
+                    _ => TxnOutcome::Fenced,
+                };
+            }
+            Err(error) => {
+                uncertain |= matches!(error, StoreError::Unknown(_));
+                tracing::warn!(job = %job, %error, "state store does not take a transaction; trying again");
+                tokio::time::sleep(REPROPOSE).await;
+            }
+        }
+    }
+}
+
+/// All jobs of the store.
+pub(crate) async fn list_jobs(context: &Context) -> Result<Vec<JobId>, StartError> {
+    let (_, entries) = context.store.range(&context.keys().jobs(), None).await?;
+    let id = |(key, _): &(Vec<u8>, Vec<u8>)| layout::trailing_hex(key).map(JobId).ok_or(Malformed("job key").into());
+    entries.iter().map(id).collect()
+}
+
+/// Claims a job and loads it at the revision of the claim (rule R1: pinned reads).
+pub(crate) async fn claim(context: &Context, job: JobId) -> Result<(Epoch, Stored), StartError> {
+    let keys = context.keys();
+    let (_, stored) = context.store.range(&keys.fence(job), None).await?;
+    let mut observed = stored.into_iter().next().map(|(_, value)| value);
+    let (epoch, revision) = loop {
+        let epoch = match &observed {
+            Some(bytes) => Epoch(fence_from(bytes)?.0.0 + 1),
+            None => Epoch(1),
+        };
+        let compare = match &observed {
+            Some(bytes) => Compare::Equals(keys.fence(job), bytes.clone()),
+            None => Compare::Absent(keys.fence(job)),
+        };
+        let transaction = Transaction {
+            compares: vec![compare],
+            writes: vec![Write::Put(keys.fence(job), fence_bytes(epoch, 0))],
+            reads: vec![keys.fence(job)],
+        };
+        match context.store.txn(transaction).await? {
+            Outcome::Applied(revision) => break (epoch, revision),
+            Outcome::NotApplied(reads) => observed = reads.into_iter().next().flatten(),
+        }
+    };
+    Ok((epoch, load(context, &keys, job, revision).await?))
+}
+
+async fn load(context: &Context, keys: &MetaKeys, job: JobId, revision: u64) -> Result<Stored, StartError> {
+    let at = Some(revision);
+    let (_, record) = context.store.range(&keys.job(job), at).await?;
+    let (_, value) = record.into_iter().next().ok_or(Malformed("job record is missing"))?;
+    let record: JobRecord = decode(&value)?;
+    let (_, stop) = context.store.range(&keys.stop(job), at).await?;
+    let stop = stop.into_iter().next().map(|(_, value)| stop_kind(&value)).transpose()?;
+    let mut tasks = BTreeMap::new();
+    for (key, value) in context.store.range(&keys.tasks(job), at).await?.1 {
+        let id = layout::trailing_hex(&key).and_then(|id| u32::try_from(id).ok());
+        tasks.insert(TaskId(id.ok_or(Malformed("task key"))?), decode::<TaskRecord>(&value)?);
+    }
+    let mut commits = BTreeMap::new();
+    for (key, value) in context.store.range(&keys.commits(job), at).await?.1 {
+        let number = layout::trailing_hex(&key).and_then(|number| u64::try_from(number).ok());
+        commits.insert(number.ok_or(Malformed("commit key"))?, decode::<CommitRecord>(&value)?);
+    }
+    let mut plans: Vec<Plan> = Vec::new();
+    // A job that has ended needs no plans, and they may be deleted already.
+    if !matches!(record.state, JobState::Deleting | JobState::Gone) {
+        for pointer in &record.plans {
+            plans.push(objects::read_control(context, pointer).await?);
+        }
+    }
+    Ok(Stored { record, plans, tasks, commits, stop })
+}

@@ -1,0 +1,227 @@
+//! Which workers are there, how many slots they have free, and when one counts as lost. Pure bookkeeping: time is
+//! passed in, messages are sent by the driver.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::{Duration, Instant as Monotonic};
+
+use flatbed_types::job::Volume;
+use flatbed_types::{AttemptId, JobId, ResourceType, SessionId, WorkerId, caps};
+
+/// How an attempt stands beyond what is committed.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct AttemptReport {
+    pub uncommitted: Volume,
+    pub note: String,
+}
+
+/// One start of a worker.
+pub(crate) struct Session<S> {
+    pub worker: WorkerId,
+    pub source: String,
+    pub types: Vec<ResourceType>,
+    /// Where messages go; `None` while disconnected.
+    pub sender: Option<S>,
+    free_reported: u32,
+    grants_received: u64,
+    grants_sent: u64,
+    offers: u32,
+    expires: Monotonic,
+    pub reports: HashMap<(JobId, AttemptId), AttemptReport>,
+}
+
+impl<S> Session<S> {
+    /// Slots that no grant is on its way to.
+    pub fn free_slots(&self) -> u32 {
+        let under_way = self.grants_sent.saturating_sub(self.grants_received);
+        let under_way = u32::try_from(under_way).unwrap_or(u32::MAX).saturating_add(self.offers);
+        if self.sender.is_some() { self.free_reported.saturating_sub(under_way) } else { 0 }
+    }
+
+    /// Whether the worker has heard of every task that is meant for it: what it does not report, it does not
+    /// work on.
+    pub fn is_settled(&self) -> bool {
+        self.offers == 0 && self.grants_sent == self.grants_received
+    }
+
+    /// A task was offered; a grant will follow when it is durable.
+    pub fn offered(&mut self) {
+        self.offers += 1;
+    }
+
+    /// The grant of an offer was sent, or will never be.
+    pub fn offer_ended(&mut self, sent: bool) {
+        self.offers = self.offers.saturating_sub(1);
+        self.grants_sent += u64::from(sent);
+    }
+}
+
+/// What a worker says of itself.
+pub(crate) struct Greeting<S> {
+    pub worker: WorkerId,
+    pub session: SessionId,
+    pub source: String,
+    pub types: Vec<ResourceType>,
+    pub free_slots: u32,
+    pub sender: S,
+}
+
+/// All workers.
+pub(crate) struct Sessions<S> {
+    lease: Duration,
+    by_id: BTreeMap<SessionId, Session<S>>,
+}
+
+impl<S> Sessions<S> {
+    pub fn new(lease: Duration) -> Sessions<S> {
+        Sessions { lease, by_id: BTreeMap::new() }
+    }
+
+    pub fn get(&self, id: SessionId) -> Option<&Session<S>> {
+        self.by_id.get(&id)
+    }
+
+    pub fn get_mut(&mut self, id: SessionId) -> Option<&mut Session<S>> {
+        self.by_id.get_mut(&id)
+    }
+
+    pub fn connected(&self) -> impl Iterator<Item = (&SessionId, &Session<S>)> {
+        self.by_id.iter().filter(|(_, session)| session.sender.is_some())
+    }
+
+    /// A worker says hello. Earlier starts of the same worker are lost from then on; they are answered.
+    pub fn greet(&mut self, now: Monotonic, greeting: Greeting<S>) -> Vec<SessionId> {
+        let Greeting { worker, session, source, types, free_slots, sender } = greeting;
+        let same_worker = |(id, known): (&SessionId, &Session<S>)| {
+            (known.worker == worker && *id != session).then_some(*id)
+        };
+        let lost: Vec<SessionId> = self.by_id.iter().filter_map(same_worker).collect();
+        for id in &lost {
+            self.by_id.remove(id);
+        }
+        let fresh = Session {
+            worker,
+            source,
+            types,
+            sender: Some(sender),
+            free_reported: free_slots,
+            grants_received: 0,
+            grants_sent: 0,
+            offers: 0,
+            expires: now + self.lease,
+            reports: HashMap::new(),
+        };
+        self.by_id.insert(session, fresh);
+        lost
+    }
+
+    /// The holder of an attempt that was loaded from the store: presumed alive for one lease, unless another
+    /// start of its worker is here. Answers whether it is lost.
+    pub fn adopt(&mut self, now: Monotonic, worker: &WorkerId, session: SessionId) -> bool {
+        if self.by_id.contains_key(&session) {
+            return false;
+        }
+        if self.by_id.values().any(|known| known.worker == *worker) {
+            return true;
+        }
+        let absent = Session {
+            worker: worker.clone(),
+            source: String::new(),
+            types: Vec::new(),
+            sender: None,
+            free_reported: 0,
+            grants_received: 0,
+            grants_sent: 0,
+            offers: 0,
+            expires: now + self.lease,
+            reports: HashMap::new(),
+        };
+        self.by_id.insert(session, absent);
+        false
+    }
+
+    /// A heartbeat arrived. `false` when the session is not known (any more).
+    pub fn heard(&mut self, now: Monotonic, id: SessionId, free_slots: u32, grants_received: u64) -> bool {
+        let lease = self.lease;
+        let Some(session) = self.by_id.get_mut(&id) else { return false };
+        session.expires = now + lease;
+        session.free_reported = free_slots;
+        session.grants_received = grants_received;
+        true
+    }
+
+    /// The stream of a session broke: it has a short while to come back.
+    pub fn disconnected(&mut self, now: Monotonic, id: SessionId) {
+        if let Some(session) = self.by_id.get_mut(&id) {
+            session.sender = None;
+            session.expires = now + self.lease.min(Duration::from_millis(caps::STREAM_GRACE_MILLIS));
+        }
+    }
+
+    /// The worker said goodbye: it is lost at once.
+    pub fn remove(&mut self, id: SessionId) {
+        self.by_id.remove(&id);
+    }
+
+    /// Sessions whose time is over; they are forgotten.
+    pub fn expired(&mut self, now: Monotonic) -> Vec<SessionId> {
+        let over: Vec<SessionId> =
+            self.by_id.iter().filter(|(_, session)| session.expires <= now).map(|(id, _)| *id).collect();
+        for id in &over {
+            self.by_id.remove(id);
+        }
+        over
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn greeting(worker: &str, session: u128) -> Greeting<()> {
+        Greeting {
+            worker: worker.parse().unwrap(),
+            session: SessionId(session),
+            source: String::new(),
+            types: Vec::new(),
+            free_slots: 2,
+            sender: (),
+        }
+    }
+
+    #[test]
+    fn slots_count_grants_on_their_way() {
+        let now = Monotonic::now();
+        let mut sessions = Sessions::new(Duration::from_secs(20));
+        sessions.greet(now, greeting("wrk_a", 1));
+        sessions.heard(now, SessionId(1), 2, 0);
+        let session = sessions.get_mut(SessionId(1)).unwrap();
+        session.offered();
+        assert_eq!(session.free_slots(), 1);
+        session.offer_ended(true);
+        assert_eq!(session.free_slots(), 1, "sent, not yet received");
+        sessions.heard(now, SessionId(1), 1, 1);
+        assert_eq!(sessions.get(SessionId(1)).unwrap().free_slots(), 1);
+    }
+
+    #[test]
+    fn a_worker_that_starts_again_loses_its_former_life_at_once() {
+        let now = Monotonic::now();
+        let mut sessions = Sessions::new(Duration::from_secs(20));
+        assert!(!sessions.adopt(now, &"wrk_a".parse().unwrap(), SessionId(1)));
+        assert_eq!(sessions.greet(now, greeting("wrk_a", 2)), [SessionId(1)]);
+        assert!(sessions.adopt(now, &"wrk_a".parse().unwrap(), SessionId(1)));
+    }
+
+    #[test]
+    fn silence_and_broken_streams_end_sessions() {
+        let now = Monotonic::now();
+        let mut sessions = Sessions::new(Duration::from_secs(20));
+        sessions.greet(now, greeting("wrk_a", 1));
+        sessions.greet(now, greeting("wrk_b", 2));
+        sessions.disconnected(now, SessionId(1));
+        assert_eq!(sessions.expired(now + Duration::from_secs(6)), [SessionId(1)]);
+        assert!(sessions.heard(now + Duration::from_secs(19), SessionId(2), 0, 0));
+        assert_eq!(sessions.expired(now + Duration::from_secs(21)), []);
+        assert_eq!(sessions.expired(now + Duration::from_secs(40)), [SessionId(2)]);
+    }
+}

@@ -1,0 +1,98 @@
+//! The metadata store: small, transactional, ordered keys (`coordination.md` 3.1).
+//!
+//! Three answers are possible to a transaction: it applied, it did not, or nobody knows ([`StoreError::Unknown`]).
+//! The last is resolved by proposing the identical transaction again: every transaction of ours compares and
+//! moves a fence, so that it can apply at most once.
+
+pub mod conformance;
+mod local;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+pub use local::LocalStore;
+
+/// A version of the whole store; grows with every applied transaction that writes.
+pub type Revision = u64;
+
+/// A condition of a transaction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Compare {
+    /// The key does not exist.
+    Absent(Vec<u8>),
+    /// The key has exactly this value.
+    Equals(Vec<u8>, Vec<u8>),
+}
+
+/// A write of a transaction. Later ones of a transaction see earlier ones.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Write {
+    /// Sets a key.
+    Put(Vec<u8>, Vec<u8>),
+    /// Removes a key, if it is there.
+    Delete(Vec<u8>),
+    /// Removes all keys that start with this.
+    DeletePrefix(Vec<u8>),
+}
+
+/// All or nothing: if every comparison holds, the writes apply; else the reads are answered.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Transaction {
+    /// The conditions.
+    pub compares: Vec<Compare>,
+    /// What to write when they hold.
+    pub writes: Vec<Write>,
+    /// Which keys to read when they do not.
+    pub reads: Vec<Vec<u8>>,
+}
+
+/// What became of a transaction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// It applied and is durable.
+    Applied(Revision),
+    /// It did not apply; the values of `reads`, in order.
+    NotApplied(Vec<Option<Vec<u8>>>),
+}
+
+/// A key and its value.
+pub type Entry = (Vec<u8>, Vec<u8>);
+
+/// Why the store did not answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// Certainly without effect.
+    #[error("{0}")]
+    NotApplied(String),
+    /// Perhaps with effect.
+    #[error("{0} (outcome unknown)")]
+    Unknown(String),
+    /// The revision asked for is no longer kept, or not reached yet.
+    #[error("revision {0} is not available")]
+    NoSuchRevision(Revision),
+}
+
+/// A metadata store.
+#[async_trait]
+pub trait MetaStore: Send + Sync {
+    /// Proposes a transaction.
+    async fn txn(&self, transaction: Transaction) -> Result<Outcome, StoreError>;
+
+    /// The entries whose keys start with `prefix`, ordered, at a revision or now; with the revision they are of.
+    async fn range(&self, prefix: &[u8], at: Option<Revision>) -> Result<(Revision, Vec<Entry>), StoreError>;
+}
+
+/// Opens a store: `memory:` or `redb:FILE`.
+pub async fn open(uri: &str) -> Result<Arc<dyn MetaStore>, StoreError> {
+    if uri == "memory:" {
+        return Ok(Arc::new(LocalStore::memory()));
+    }
+    if let Some(file) = uri.strip_prefix("redb:") {
+        let path = std::path::PathBuf::from(file);
+        let opened = tokio::task::spawn_blocking(move || LocalStore::redb(&path)).await;
+        let store = opened.map_err(|error| StoreError::NotApplied(error.to_string()))??;
+        return Ok(Arc::new(store));
+    }
+    let hint = "expected memory: or redb:FILE (etcd:// comes with the cluster)";
+    Err(StoreError::NotApplied(format!("state store '{uri}' is not known: {hint}")))
+}

@@ -1,0 +1,214 @@
+//! `flatbed jobs`: an operator's look at the jobs of a running service.
+
+use clap::{Args, Subcommand};
+use flatbed_types::{ErrorCode, JobId};
+use serde_json::{Value, json};
+
+use crate::cli::Failure;
+use crate::display::{self, data, note};
+use crate::options::{Format, LevelOption};
+use crate::remote::{JobView, JobsApi, RemoteError};
+
+/// Jobs listed when no number is given.
+const DEFAULT_LIMIT: u32 = 100;
+
+/// Options of `flatbed jobs`.
+#[derive(Debug, Args)]
+pub struct JobsArgs {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// List jobs, newest first.
+    List {
+        #[command(flatten)]
+        common: Common,
+
+        /// At most this many.
+        #[arg(long, value_name = "N", default_value_t = DEFAULT_LIMIT)]
+        limit: u32,
+    },
+    /// Show one job.
+    Show {
+        /// The job.
+        #[arg(value_name = "ID")]
+        id: JobId,
+
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Cancel a running job, or delete a finished one with its files.
+    Cancel {
+        /// The job.
+        #[arg(value_name = "ID")]
+        id: JobId,
+
+        #[command(flatten)]
+        common: Common,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Common {
+    /// gRPC URL of a coordinator (of `serve`: its --rpc-listen), like http://127.0.0.1:7070; several with commas.
+    #[arg(long, value_name = "URL")]
+    coordinator: String,
+
+    /// Form of the data on standard output: text or json.
+    #[arg(long, value_name = "FORMAT", default_value_t = Format::Text)]
+    format: Format,
+}
+
+/// Runs the command.
+pub async fn run(args: JobsArgs) -> Result<(), Failure> {
+    match args.what {
+        What::List { common, limit } => {
+            let jobs = JobsApi::connect(&common.coordinator).await?;
+            list(&jobs.list(limit).await.map_err(anyhow::Error::new)?, common.format)
+        }
+        What::Show { id, common } => {
+            let jobs = JobsApi::connect(&common.coordinator).await?;
+            let view = jobs.get(id).await.map_err(|error| about(id, error))?;
+            show(&view, common.format)
+        }
+        What::Cancel { id, common } => {
+            let jobs = JobsApi::connect(&common.coordinator).await?;
+            jobs.stop(id).await.map_err(|error| about(id, error))?;
+            match common.format {
+                Format::Json => data(json!({"id": id.to_string(), "stopped": true}))?,
+                Format::Text => note(format_args!("{id} is stopped; its files are being deleted")),
+            }
+            Ok(())
+        }
+    }
+}
+
+fn about(id: JobId, error: RemoteError) -> anyhow::Error {
+    match error.code {
+        ErrorCode::NotFound => anyhow::anyhow!("there is no job {id}, or it has been stopped"),
+        _ => anyhow::Error::new(error),
+    }
+}
+
+fn list(jobs: &[JobView], format: Format) -> Result<(), Failure> {
+    if format == Format::Json {
+        data(format_args!("{:#}", json!({"jobs": jobs.iter().map(as_json).collect::<Vec<_>>()})))?;
+        return Ok(());
+    }
+    let rows: Vec<Vec<String>> = jobs
+        .iter()
+        .map(|job| {
+            vec![
+                job.record.id.to_string(),
+                state_name(job).to_owned(),
+                format!("{}%", job.permille / 10),
+                LevelOption(job.record.request.level.clone()).to_string(),
+                job.record.client.to_string(),
+                job.record.created.to_string(),
+                display::count(job.committed.rows),
+                display::bytes(job.committed.bytes),
+            ]
+        })
+        .collect();
+    let head = ["job", "state", "done", "level", "client", "started", "resources", "bytes"];
+    let right = [false, false, true, false, false, false, true, true];
+    data(display::table(&head, &right, &rows).trim_end())?;
+    Ok(())
+}
+
+fn show(job: &JobView, format: Format) -> Result<(), Failure> {
+    if format == Format::Json {
+        data(format_args!("{:#}", as_json(job)))?;
+        return Ok(());
+    }
+    let record = &job.record;
+    let mut rows = vec![
+        ("job", record.id.to_string()),
+        ("state", state_name(job).to_owned()),
+        ("phase", job.phase.clone()),
+        ("done", format!("{}.{}%", job.permille / 10, job.permille % 10)),
+        ("level", LevelOption(record.request.level.clone()).to_string()),
+        ("client", record.client.to_string()),
+        ("started", record.created.to_string()),
+        ("tasks", format!("{} of {} done, {} running", job.tasks_done, job.tasks, job.running)),
+        ("committed", amount(job.committed.rows, job.committed.bytes)),
+        ("in flight", amount(job.in_flight.rows, job.in_flight.bytes)),
+        ("expected", amount(record.estimate.rows, record.estimate.bytes)),
+    ];
+    let optional = [
+        ("ended", record.ended.map(|ended| ended.to_string())),
+        ("transaction time", record.transaction_time.map(|time| time.to_string())),
+        ("files until", record.expires.map(|expires| expires.to_string())),
+        ("error", record.error.as_ref().map(|error| format!("{}: {}", error.code, error.message))),
+    ];
+    rows.extend(optional.into_iter().filter_map(|(name, value)| Some((name, value?))));
+    let lines: Vec<String> = rows.into_iter().map(|(name, value)| format!("{name:<17} {value}")).collect();
+    data(lines.join("\n"))?;
+    Ok(())
+}
+
+fn amount(rows: u64, bytes: u64) -> String {
+    format!("{} resources, {}", display::count(rows), display::bytes(bytes))
+}
+
+/// All that [`state_name`] answers.
+pub const STATES: [&str; 9] = [
+    "planning",
+    "running",
+    "resolving",
+    "finalizing",
+    "complete",
+    "failed",
+    "cancelled",
+    "deleting",
+    "gone",
+];
+
+/// The name of a job's state, for people, JSON and metrics.
+pub fn state_name(job: &JobView) -> &'static str {
+    use flatbed_types::job::JobState;
+    match job.record.state {
+        JobState::Planning => "planning",
+        JobState::Running => "running",
+        JobState::Resolving => "resolving",
+        JobState::Finalizing => "finalizing",
+        JobState::Complete => "complete",
+        JobState::Failed => "failed",
+        JobState::Cancelled => "cancelled",
+        JobState::Deleting => "deleting",
+        JobState::Gone => "gone",
+    }
+}
+
+/// The patients of a request are counted, not named: operators need not know them.
+fn as_json(job: &JobView) -> Value {
+    let record = &job.record;
+    let instant = |moment: Option<flatbed_types::Instant>| moment.map(|moment| moment.to_string());
+    json!({
+        "id": record.id.to_string(),
+        "client": record.client.to_string(),
+        "state": state_name(job),
+        "phase": job.phase,
+        "permille": job.permille,
+        "level": LevelOption(record.request.level.clone()).to_string(),
+        "types": record.request.types.iter().map(|each| each.name()).collect::<Vec<_>>(),
+        "since": instant(record.request.since),
+        "until": instant(record.request.until),
+        "patients": record.request.patients.len(),
+        "codec": record.codec.name(),
+        "created": record.created.to_string(),
+        "ended": instant(record.ended),
+        "transactionTime": instant(record.transaction_time),
+        "expires": instant(record.expires),
+        "tasks": job.tasks,
+        "tasksDone": job.tasks_done,
+        "running": job.running,
+        "committed": {"resources": job.committed.rows, "bytes": job.committed.bytes},
+        "inFlight": {"resources": job.in_flight.rows, "bytes": job.in_flight.bytes},
+        "estimate": {"resources": record.estimate.rows, "bytes": record.estimate.bytes},
+        "result": {"resources": record.result.rows, "bytes": record.result.bytes},
+        "error": record.error.as_ref().map(|error| json!({"code": error.code.name(), "message": error.message})),
+    })
+}

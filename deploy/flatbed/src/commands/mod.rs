@@ -1,0 +1,8 @@
+//! One file for each command: its options and what it does with the parts of this crate.
+
+pub mod doctor;
+pub mod export;
+pub mod jobs;
+pub mod pull;
+pub mod serve;
+pub mod synth;

@@ -1,0 +1,16 @@
+//! The one binary, as a library: the commands, and the parts that they are put together from.
+//!
+//! Assembly only: what is decided about jobs, resources and HTTP is decided in the rooms that this crate joins.
+//! [`embedded`] is a whole cluster in one process, for `export`, `serve` and tests alike.
+
+pub mod cli;
+mod commands;
+pub mod display;
+pub mod embedded;
+pub mod folder;
+pub mod options;
+pub mod places;
+pub mod pull;
+pub mod remote;
+pub mod result;
+mod sources;

@@ -1,0 +1,126 @@
+//! Where things lie: object stores by URI, data folders with their lock, the system's clock.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use flatbed_types::Instant;
+use object_store::ObjectStore;
+use object_store::local::LocalFileSystem;
+
+/// An object store in a local folder, which is made.
+pub fn local_store(folder: &Path) -> anyhow::Result<LocalFileSystem> {
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot create the folder {}", folder.display()))?;
+    let store = LocalFileSystem::new_with_prefix(folder);
+    let store = store.with_context(|| format!("cannot use the folder {}", folder.display()))?;
+    // A deleted job leaves no empty folders.
+    Ok(store.with_automatic_cleanup(true))
+}
+
+/// The folder that an output URI names.
+///
+/// # Errors
+/// When it names another kind of store, none of which is in this build.
+pub fn output_folder(uri: &str) -> anyhow::Result<PathBuf> {
+    let path = match uri.split_once("://") {
+        None => uri,
+        Some(("file", path)) => path,
+        Some((scheme, _)) => {
+            bail!("--output {scheme}:// is not in this build yet; use a folder or file://")
+        }
+    };
+    if path.is_empty() {
+        bail!("--output names no folder");
+    }
+    Ok(std::path::absolute(path)?)
+}
+
+/// The object store that an output URI names.
+pub fn open_output(uri: &str) -> anyhow::Result<Arc<dyn ObjectStore>> {
+    Ok(Arc::new(local_store(&output_folder(uri)?)?))
+}
+
+/// Why a data folder cannot be used.
+#[derive(Debug)]
+pub enum Claim {
+    /// It is ours until the value is dropped.
+    Ours(DataFolder),
+    /// Another process has it.
+    Taken,
+}
+
+/// A folder of durable data that one process uses at a time.
+#[derive(Debug)]
+pub struct DataFolder {
+    path: PathBuf,
+    /// Holds the lock.
+    _lock: File,
+}
+
+impl DataFolder {
+    /// Makes and locks a folder. The lock goes with the process, however it ends.
+    pub fn claim(path: &Path) -> anyhow::Result<Claim> {
+        let path = std::path::absolute(path)?;
+        std::fs::create_dir_all(&path).with_context(|| format!("cannot create the folder {}", path.display()))?;
+        let file = path.join("lock");
+        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(&file);
+        let lock = lock.with_context(|| format!("cannot write to the folder {}", path.display()))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Claim::Ours(DataFolder { path, _lock: lock })),
+            Err(TryLockError::WouldBlock) => Ok(Claim::Taken),
+            Err(TryLockError::Error(error)) => {
+                Err(error).with_context(|| format!("cannot lock {}", file.display()))
+            }
+        }
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The state store in it.
+    pub fn state(&self) -> String {
+        format!("redb:{}", self.path.join("state.redb").display())
+    }
+
+    /// A folder in it, made.
+    pub fn subfolder(&self, name: &str) -> anyhow::Result<PathBuf> {
+        let folder = self.path.join(name);
+        std::fs::create_dir_all(&folder)
+            .with_context(|| format!("cannot create the folder {}", folder.display()))?;
+        Ok(folder)
+    }
+}
+
+/// The system's clock.
+pub fn now() -> Instant {
+    let since_epoch = jiff::Timestamp::now().as_nanosecond();
+    // Holds until the year 2262.
+    Instant::from_nanos(i64::try_from(since_epoch).unwrap_or(i64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_data_folder_belongs_to_one_at_a_time() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("data");
+        let first = DataFolder::claim(&folder).unwrap();
+        assert!(matches!(first, Claim::Ours(_)));
+        assert!(matches!(DataFolder::claim(&folder).unwrap(), Claim::Taken));
+        drop(first);
+        assert!(matches!(DataFolder::claim(&folder).unwrap(), Claim::Ours(_)));
+    }
+
+    #[test]
+    fn only_folders_are_outputs_in_this_build() {
+        assert!(output_folder("file:///a/b").unwrap().ends_with("a/b"));
+        assert!(output_folder("out").unwrap().is_absolute());
+        assert!(output_folder("s3://bucket/x").unwrap_err().to_string().contains("not in this build"));
+        assert!(output_folder("file://").is_err());
+    }
+}

@@ -1,0 +1,108 @@
+//! Opening a source, and saying how far its preparation has come whoever asked for it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use flatbed_extract::open::{SourceOptions, open_source};
+use flatbed_extract::source::Progress;
+use flatbed_extract::{Snapshot, Source, SourceError};
+
+use crate::cli::Failure;
+use crate::options::{SourceArgs, absolute, source_failure};
+use crate::{display, places};
+
+/// Bytes that a sort holds in memory, of a lake's rows or of a job's keys; more is spilled to the scratch folder.
+pub const SORT_BUDGET: usize = 256 << 20;
+
+/// Hears the phases of a preparation, as text for people.
+pub type Listener = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// Opens the source of a command. `data` holds what must stay, `scratch` what may go.
+pub async fn open(
+    args: &SourceArgs,
+    threads: u32,
+    data: &Path,
+    scratch: PathBuf,
+    listener: Listener,
+) -> Result<Arc<dyn Source>, Failure> {
+    let options = SourceOptions {
+        index: args.tuning.index.as_deref().map(index_folder).transpose()?,
+        data_dir: data.to_owned(),
+        scratch,
+        max_line: args.tuning.max_line.0,
+        threads: threads as usize,
+        sort_budget: SORT_BUDGET,
+        beyond_the_definition: !args.tuning.strict_compartment,
+        now: places::now,
+    };
+    let uri = args.source.clone();
+    // Opening may read a directory with very many files.
+    let opened = tokio::task::spawn_blocking(move || open_source(&uri, &options)).await;
+    let opened = opened.map_err(|error| Failure::Failed(error.into()))?;
+    let inner = opened.map_err(source_failure)?;
+    Ok(Arc::new(Announced { inner, listener }))
+}
+
+/// The folder of `--index`.
+fn index_folder(uri: &str) -> Result<PathBuf, Failure> {
+    let path = match uri.split_once("://") {
+        None => uri,
+        Some(("file", path)) => path,
+        Some((scheme, _)) => {
+            let text = format!("--index {scheme}:// is not in this build yet; use a folder or file://");
+            return Err(Failure::usage(text));
+        }
+    };
+    absolute(Path::new(path))
+}
+
+/// A source whose preparation is also told to a listener.
+struct Announced {
+    inner: Arc<dyn Source>,
+    listener: Listener,
+}
+
+impl Source for Announced {
+    fn address(&self) -> String {
+        self.inner.address()
+    }
+
+    fn snapshot(&self, progress: &dyn Progress) -> Result<Arc<dyn Snapshot>, SourceError> {
+        self.inner.snapshot(&Both { first: progress, listener: &self.listener })
+    }
+
+    fn reopen(&self, fingerprint: &str) -> Result<Arc<dyn Snapshot>, SourceError> {
+        self.inner.reopen(fingerprint)
+    }
+}
+
+struct Both<'a> {
+    first: &'a dyn Progress,
+    listener: &'a Listener,
+}
+
+impl Progress for Both<'_> {
+    fn report(&self, phase: &str, done: u64, total: u64) {
+        self.first.report(phase, done, total);
+        (self.listener)(&phase_text(phase, done, total));
+    }
+}
+
+/// `reading: 3.1 GB of 9.0 GB`.
+fn phase_text(phase: &str, done: u64, total: u64) -> String {
+    if total == 0 {
+        return phase.to_owned();
+    }
+    format!("{phase}: {} of {}", display::bytes(done.min(total)), display::bytes(total))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn phases_are_told_in_amounts() {
+        assert_eq!(phase_text("reading", 3_100_000_000, 9_000_000_000), "reading: 3.1 GB of 9.0 GB");
+        assert_eq!(phase_text("ordering", 0, 0), "ordering");
+    }
+}

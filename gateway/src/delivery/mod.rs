@@ -1,0 +1,11 @@
+//! Finished files: manifests and bytes from the object store.
+//!
+//! Knows no HTTP and no permissions. Invariants: objects are found by the keys of a verified manifest only,
+//! never by listing or by a name from outside; memory is bounded, whatever the size of a file.
+
+mod decode;
+mod manifests;
+mod objects;
+
+pub(crate) use manifests::Manifests;
+pub(crate) use objects::{Objects, ReadError};

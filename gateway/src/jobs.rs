@@ -1,0 +1,199 @@
+//! The coordinator's `Jobs` service as the gateway uses it: domain values in and out, a deadline on every
+//! call, one error type.
+//!
+//! Knows no HTTP. Invariant: text of an error that was not written for clients (transport errors carry
+//! addresses) does not leave this module.
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::time::Duration;
+
+use flatbed_proto::convert::{Wire, required, u128_bytes, u128_from};
+use flatbed_proto::status::code_of;
+use flatbed_proto::wire::job as wire;
+use flatbed_proto::wire::job::jobs_client::JobsClient;
+use flatbed_types::job::{JobRecord, Volume};
+use flatbed_types::{ClientId, ErrorCode, ExportRequest, JobId, ResourceType, caps};
+use tonic::transport::Channel;
+use tonic::{Response, Status};
+
+/// Deadline of calls that a coordinator answers by itself.
+const CALL: Duration = Duration::from_secs(5);
+
+/// Deadline of `CreateJob`, which may wait `caps::ASK_MILLIS` for a worker's answer.
+const CREATE: Duration = Duration::from_millis(caps::ASK_MILLIS + 5_000);
+
+/// Deadline of `GetSource`: the capability statement has a good answer without it.
+const SOURCE: Duration = Duration::from_secs(1);
+
+/// A call that did not succeed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct CallError {
+    /// The class.
+    pub code: ErrorCode,
+    /// For the client.
+    pub text: String,
+}
+
+/// A job and how far it has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct JobView {
+    /// The job.
+    pub record: JobRecord,
+    /// Committed so far.
+    pub committed: Volume,
+    /// What it waits for or does.
+    pub phase: String,
+    /// Done in thousandths.
+    pub permille: u32,
+    /// When polling again makes sense.
+    pub retry_after: Duration,
+}
+
+/// A kick-off as it is passed on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct KickOff<'a> {
+    /// Who asks.
+    pub client: &'a ClientId,
+    /// For what.
+    pub request: &'a ExportRequest,
+    /// The URL as called.
+    pub request_url: &'a str,
+    /// The client's idempotency key; empty for none.
+    pub idempotency_key: &'a str,
+}
+
+/// The service.
+#[derive(Debug, Clone)]
+pub(crate) struct Jobs(JobsClient<Channel>);
+
+impl Jobs {
+    pub fn new(client: JobsClient<Channel>) -> Jobs {
+        Jobs(client.max_decoding_message_size(caps::MAX_MESSAGE))
+    }
+
+    /// Starts a job, or finds the one that the idempotency key names; whether it did the latter comes second.
+    pub async fn create(&self, kick_off: KickOff<'_>) -> Result<(JobId, bool), CallError> {
+        let message = wire::CreateJobRequest {
+            client: kick_off.client.to_string(),
+            request: Some(kick_off.request.to_wire()),
+            request_url: kick_off.request_url.to_owned(),
+            idempotency_key: kick_off.idempotency_key.to_owned(),
+        };
+        let mut client = self.0.clone();
+        let answer = call(CREATE, client.create_job(message)).await?;
+        let job = u128_from(&answer.job, "job").map_err(|_| internal())?;
+        Ok((JobId(job), answer.repeated_job))
+    }
+
+    /// One job; `None` when there is none or it has been stopped.
+    pub async fn get(&self, job: JobId) -> Result<Option<JobView>, CallError> {
+        let mut client = self.0.clone();
+        let answer = call(CALL, client.get_job(wire::GetJobRequest { job: u128_bytes(job.0) })).await;
+        match answer {
+            Ok(answer) => view(answer).map(Some),
+            Err(error) if error.code == ErrorCode::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Cancels or deletes a job.
+    pub async fn stop(&self, job: JobId) -> Result<(), CallError> {
+        let mut client = self.0.clone();
+        call(CALL, client.stop_job(wire::StopJobRequest { job: u128_bytes(job.0) })).await.map(|_| ())
+    }
+
+    /// The types that the source holds; `None` while that is not known.
+    pub async fn source_types(&self) -> Option<BTreeSet<ResourceType>> {
+        let mut client = self.0.clone();
+        let source = call(SOURCE, client.get_source(wire::GetSourceRequest {})).await.ok()?;
+        // A type that this version does not know cannot be exported by it either.
+        let known = source.types.iter().filter_map(|name| name.parse().ok());
+        source.ready.then(|| known.filter(|each: &ResourceType| each.is_exportable()).collect())
+    }
+}
+
+async fn call<T>(
+    deadline: Duration,
+    answer: impl Future<Output = Result<Response<T>, Status>>,
+) -> Result<T, CallError> {
+    match tokio::time::timeout(deadline, answer).await {
+        Ok(Ok(response)) => Ok(response.into_inner()),
+        Ok(Err(status)) => Err(error_of(&status)),
+        Err(_) => Err(CallError { code: ErrorCode::Timeout, text: general_text(ErrorCode::Timeout) }),
+    }
+}
+
+fn view(answer: wire::GetJobResponse) -> Result<JobView, CallError> {
+    let job = answer.job.ok_or_else(internal)?;
+    let checked = || {
+        Ok(JobView {
+            record: required(job.record, "view.record")?,
+            committed: required(job.committed, "view.committed")?,
+            phase: job.phase,
+            permille: job.permille.min(1_000),
+            retry_after: Duration::from_millis(u64::from(job.retry_after_ms)),
+        })
+    };
+    checked().map_err(|malformed: flatbed_proto::Malformed| {
+        tracing::error!(%malformed, "the coordinator's answer cannot be read");
+        internal()
+    })
+}
+
+fn internal() -> CallError {
+    CallError { code: ErrorCode::Internal, text: general_text(ErrorCode::Internal) }
+}
+
+fn error_of(status: &Status) -> CallError {
+    let code = code_of(status);
+    // Texts about the request are written for clients; others may name addresses or be a library's.
+    let for_clients = match code {
+        ErrorCode::Invalid
+        | ErrorCode::NotSupported
+        | ErrorCode::NotFound
+        | ErrorCode::Gone
+        | ErrorCode::Unauthenticated
+        | ErrorCode::Forbidden
+        | ErrorCode::Throttled
+        | ErrorCode::TooLarge => !status.message().is_empty(),
+        ErrorCode::Unavailable
+        | ErrorCode::Timeout
+        | ErrorCode::SourceFailed
+        | ErrorCode::SourceChanged
+        | ErrorCode::StorageFailed
+        | ErrorCode::Internal => false,
+    };
+    if for_clients {
+        return CallError { code, text: status.message().to_owned() };
+    }
+    tracing::warn!(code = %code, grpc = ?status.code(), message = status.message(), "call to the coordinator failed");
+    CallError { code, text: general_text(code) }
+}
+
+fn general_text(code: ErrorCode) -> String {
+    let text = match code {
+        ErrorCode::NotFound => "there is no such thing on this server",
+        ErrorCode::Unavailable => "the export service cannot be reached at the moment; try again",
+        ErrorCode::Timeout => "the export service did not answer in time; try again",
+        ErrorCode::Throttled => "too many requests; try again later",
+        ErrorCode::StorageFailed => "the store of the export service failed",
+        _ => "the export service failed; the operator's log says why",
+    };
+    text.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flatbed_proto::status::to_status;
+
+    #[test]
+    fn er_03_texts_of_the_machinery_stay_inside() {
+        let refused = error_of(&Status::unavailable("tcp connect error: 10.1.2.3:7070"));
+        assert_eq!(refused.code, ErrorCode::Unavailable);
+        assert!(!refused.text.contains("10.1.2.3"));
+        let named = error_of(&to_status(ErrorCode::NotFound, "there is no Group/none"));
+        assert_eq!(named, CallError { code: ErrorCode::NotFound, text: "there is no Group/none".to_owned() });
+    }
+}

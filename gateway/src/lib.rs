@@ -1,0 +1,76 @@
+//! The front door: FHIR Bulk Data over HTTP.
+//!
+//! Clients start exports, ask how far they are, and download files; the work is the coordinator's, reached by
+//! gRPC, and finished files are streamed from the object store. The gateway knows no metadata store and no
+//! source, and keeps nothing but manifests, which never change (`decisions.md` 9).
+//!
+//! Read in this order: [`kickoff`] (what a client asks for), `negotiate` (what its headers ask for), `auth`
+//! (what it may), [`fhir`] (the JSON that answers), `jobs` and `delivery` (the coordinator and the files),
+//! `routes` (HTTP around all of them).
+//!
+//! Invariants: every error is an OperationOutcome; every route asks `auth::decide`; neither logs nor error
+//! texts hold resource content, tokens or URLs of files.
+
+mod auth;
+mod delivery;
+pub mod fhir;
+mod jobs;
+pub mod kickoff;
+mod negotiate;
+mod routes;
+
+use std::fmt;
+use std::sync::Arc;
+
+use flatbed_proto::wire::job::jobs_client::JobsClient;
+use flatbed_types::Instant;
+use object_store::ObjectStore;
+use tonic::transport::Channel;
+
+/// The current time, passed in so that tests decide what it is.
+pub type Clock = Arc<dyn Fn() -> Instant + Send + Sync>;
+
+/// How a gateway presents itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GatewayOptions {
+    /// What clients see, without a slash at the end; the FHIR base is `<public_url>/fhir`. A path in it is
+    /// served with and without, since some proxies strip it.
+    pub public_url: String,
+    /// Whether kick-offs may leave out `Accept` and `Prefer: respond-async` (`--lenient-headers`).
+    pub lenient_headers: bool,
+    /// The manifest's `requiresAccessToken`. It only says so: this crate checks no tokens, every client is
+    /// `ClientId::open()`, so set it only where something in front of the gateway checks them.
+    pub require_token: bool,
+}
+
+/// A gateway.
+pub struct Gateway {
+    jobs: JobsClient<Channel>,
+    objects: Arc<dyn ObjectStore>,
+    options: GatewayOptions,
+    clock: Clock,
+}
+
+impl Gateway {
+    /// A gateway over a coordinator's `Jobs` service and the store that workers write to; object keys are
+    /// relative to the root of `objects`.
+    pub fn new(
+        jobs: JobsClient<Channel>,
+        objects: Arc<dyn ObjectStore>,
+        options: GatewayOptions,
+        clock: Clock,
+    ) -> Self {
+        Gateway { jobs, objects, options, clock }
+    }
+
+    /// The HTTP routes.
+    pub fn router(self) -> axum::Router {
+        routes::router(self)
+    }
+}
+
+impl fmt::Debug for Gateway {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gateway").field("options", &self.options).finish_non_exhaustive()
+    }
+}

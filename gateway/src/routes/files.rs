@@ -1,0 +1,158 @@
+//! Files of complete jobs (rows FL): streamed from the store as the client takes them.
+//!
+//! Each form of a file (as stored, or decoded) is a representation of its own with a strong ETag of its own,
+//! and ranges count within it.
+
+use std::ops::Range;
+
+use axum::body::Body;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, State};
+use axum::response::Response;
+use flatbed_types::manifest::ManifestEntry;
+use flatbed_types::{Codec, ErrorCode, Nonce};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+
+use super::refusal::Refusal;
+use super::{App, Shared};
+use crate::auth::Action;
+use crate::delivery::ReadError;
+use crate::fhir::IssueCode;
+use crate::negotiate::coding::{Form, choose};
+use crate::negotiate::conditional::{if_match_holds, is_known, range_counts};
+use crate::negotiate::media::{Acceptance, FHIR_NDJSON, accepts_ndjson};
+use crate::negotiate::range::{Part, requested_part};
+
+/// `<base>/export/{job}/file/{file}`.
+pub(super) async fn file(
+    State(app): State<App>,
+    path: Result<Path<(String, String)>, PathRejection>,
+    method: Method,
+    headers: HeaderMap,
+) -> Result<Response, Refusal> {
+    let Path((job, file)) = path.map_err(|_| Refusal::no_such_job())?;
+    if method != Method::GET && method != Method::HEAD {
+        return Err(Refusal::method("GET, HEAD"));
+    }
+    let view = app.guarded_job(&job, Action::ReadFile).await?;
+    let pointer = view.record.manifest.as_ref().ok_or_else(Refusal::no_such_job)?;
+    let loaded = app.manifests.get(&app.objects, pointer).await?;
+    let entry = file.parse::<Nonce>().ok().and_then(|file| loaded.entry(file));
+    let entry = entry.ok_or_else(Refusal::no_such_job)?;
+    if accepts_ndjson(&headers) == Acceptance::Excluded {
+        return Err(Refusal::not_acceptable(FHIR_NDJSON));
+    }
+    let codec = loaded.manifest.codec;
+    let Some(form) = choose(&headers, codec) else {
+        let text = format!("Accept-Encoding excludes both identity and {codec}; allow one of them");
+        return Err(Refusal::new(StatusCode::NOT_ACCEPTABLE, IssueCode::NOT_SUPPORTED, text)
+            .with(header::VARY, HeaderValue::from_static("Accept-Encoding")));
+    };
+    let representation = Representation::new(entry, codec, form);
+    respond(&app, &representation, method == Method::HEAD, &headers).await
+}
+
+/// One form of a file.
+struct Representation<'a> {
+    entry: &'a ManifestEntry,
+    codec: Codec,
+    form: Form,
+    /// Its bytes.
+    len: u64,
+    /// Its strong entity tag, with quotes.
+    etag: String,
+    /// Its `Content-Encoding`.
+    encoding: Option<&'static str>,
+}
+
+impl<'a> Representation<'a> {
+    fn new(entry: &'a ManifestEntry, codec: Codec, form: Form) -> Self {
+        let encoding = match (form, codec) {
+            (Form::Decoded, _) | (_, Codec::None) => None,
+            (Form::Stored, Codec::Gzip | Codec::Zstd) => Some(codec.name()),
+        };
+        let len = if form == Form::Stored { entry.stored_bytes } else { entry.raw_bytes };
+        let digest: String = entry.sha256.iter().map(|byte| format!("{byte:02x}")).collect();
+        let etag = format!("\"{digest}-{}\"", encoding.unwrap_or("identity"));
+        Representation { entry, codec, form, len, etag, encoding }
+    }
+
+    async fn body(&self, app: &Shared, part: Option<Range<u64>>) -> Result<Body, Refusal> {
+        let opened = match self.form {
+            Form::Stored => app.objects.stored(self.entry, part).await,
+            Form::Decoded => app.objects.decoded(self.entry, self.codec, part.unwrap_or(0..self.len)).await,
+        };
+        match opened {
+            Ok(stream) => Ok(Body::from_stream(stream)),
+            // Most likely the collector was faster than this request.
+            Err(ReadError::Missing) => {
+                tracing::warn!(key = self.entry.key, "a listed file is not in the store");
+                Err(Refusal::no_such_job())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// A response without a body, with the headers that every answer about this form has.
+    fn head(&self, status: StatusCode, len: u64) -> Result<Response, Refusal> {
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        let etag = HeaderValue::try_from(self.etag.as_str()).map_err(|_| Refusal::defect())?;
+        headers.insert(header::ETAG, etag);
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(FHIR_NDJSON));
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(len));
+        headers.insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
+        headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+        // Kept by the client alone, asked again each time (a job may have been deleted), recoded by no one.
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("private, no-cache, no-transform"));
+        if let Some(encoding) = self.encoding {
+            headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static(encoding));
+        }
+        Ok(response)
+    }
+}
+
+/// Preconditions, then the range, then the bytes (RFC 9110, 13.2.2).
+async fn respond(
+    app: &Shared,
+    representation: &Representation<'_>,
+    is_head: bool,
+    headers: &HeaderMap,
+) -> Result<Response, Refusal> {
+    let (len, etag) = (representation.len, representation.etag.as_str());
+    if !if_match_holds(headers, etag) {
+        let text = "the file in this coding is another one than If-Match names";
+        return Err(Refusal::new(StatusCode::PRECONDITION_FAILED, IssueCode::CONFLICT, text));
+    }
+    if is_known(headers, etag) {
+        return representation.head(StatusCode::NOT_MODIFIED, len);
+    }
+    let part =
+        if !is_head && range_counts(headers, etag) { requested_part(headers, len) } else { Part::Whole };
+    match part {
+        Part::Unsatisfiable => {
+            let range = HeaderValue::try_from(format!("bytes */{len}")).map_err(|_| Refusal::defect())?;
+            let text =
+                format!("the range starts behind the end of the file, which has {len} bytes in this coding");
+            Err(Refusal::new(StatusCode::RANGE_NOT_SATISFIABLE, ErrorCode::Invalid.into(), text)
+                .with(header::CONTENT_RANGE, range))
+        }
+        Part::Whole => {
+            let mut response = representation.head(StatusCode::OK, len)?;
+            if !is_head {
+                *response.body_mut() = representation.body(app, None).await?;
+            }
+            Ok(response)
+        }
+        Part::Bytes(range) => {
+            let (first, last) = (range.start, range.end - 1);
+            let mut response = representation.head(StatusCode::PARTIAL_CONTENT, range.end - range.start)?;
+            let shown = HeaderValue::try_from(format!("bytes {first}-{last}/{len}"))
+                .map_err(|_| Refusal::defect())?;
+            response.headers_mut().insert(header::CONTENT_RANGE, shown);
+            *response.body_mut() = representation.body(app, Some(range)).await?;
+            Ok(response)
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! Kick-off (rows KO): from an HTTP request to a job of the coordinator.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, Request, State};
+use axum::response::Response;
+use bytes::Bytes;
+use flatbed_types::{ErrorCode, ExportRequest, FhirId, JobId, Level, caps};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+
+use super::refusal::{Refusal, fhir_json};
+use super::{App, Shared, query_pairs};
+use crate::auth::Action;
+use crate::fhir::{Issue, IssueCode, operation_outcome};
+use crate::jobs::KickOff;
+use crate::kickoff::{Accepted, Context, HeaderFacts, Input, check_headers, parse};
+use crate::negotiate::media::{
+    Acceptance, BodyType, FHIR_JSON, accepts_fhir_json, body_type, format_is_json,
+};
+use crate::negotiate::prefer::Preferences;
+
+/// How long the body of a kick-off may take to arrive.
+const BODY: Duration = Duration::from_secs(30);
+
+/// Longest idempotency key: a UUID needs 36.
+const MAX_IDEMPOTENCY_KEY: usize = 255;
+
+/// `<base>/$export` (KO-03).
+pub(super) async fn system(State(app): State<App>, request: Request) -> Result<Response, Refusal> {
+    kick_off(&app, Level::System, "", request).await
+}
+
+/// `<base>/Patient/$export` (KO-01).
+pub(super) async fn patient(State(app): State<App>, request: Request) -> Result<Response, Refusal> {
+    kick_off(&app, Level::Patient, "/Patient", request).await
+}
+
+/// `<base>/Group/{id}/$export` (KO-02).
+pub(super) async fn group(
+    State(app): State<App>,
+    path: Result<Path<String>, PathRejection>,
+    request: Request,
+) -> Result<Response, Refusal> {
+    let id = path.ok().and_then(|Path(id)| id.parse::<FhirId>().ok());
+    let id = id.ok_or_else(|| Refusal::class(ErrorCode::NotFound, "there is no such Group"))?;
+    let path = format!("/Group/{id}");
+    kick_off(&app, Level::Group(id), &path, request).await
+}
+
+async fn kick_off(app: &Shared, level: Level, path: &str, request: Request) -> Result<Response, Refusal> {
+    let (parts, body) = request.into_parts();
+    let is_post = match parts.method {
+        Method::GET => false,
+        Method::POST => true,
+        _ => return Err(Refusal::method("GET, POST")),
+    };
+    let query = query_pairs(&parts.uri);
+    let headers = &parts.headers;
+    let acceptance = negotiated(headers, &query)?;
+    let preferences = Preferences::of(headers);
+    let idempotency_key = idempotency_key(headers)?;
+    let body = if is_post { read_body(headers, body).await? } else { Bytes::new() };
+
+    let context = Context { level, base: &app.base, now: app.now(), lenient: preferences.lenient };
+    let input = if is_post { Input::Post(&body, &query) } else { Input::Get(&query) };
+    let facts = HeaderFacts { acceptance, preferences, lenient_headers: app.lenient_headers };
+    let accepted = match (check_headers(facts), parse(input, &context)) {
+        (missing, Ok(accepted)) if missing.is_empty() => accepted,
+        (missing, outcome) => {
+            return Err(refused(missing.into_iter().chain(outcome.err().unwrap_or_default()).collect()));
+        }
+    };
+    app.guard(Action::KickOff(&accepted.request))?;
+
+    let request_url = match parts.uri.query() {
+        Some(query) if !is_post => format!("{}{path}/$export?{query}", app.base),
+        _ => format!("{}{path}/$export", app.base),
+    };
+    let (job, repeated) = start(app, &accepted.request, &request_url, idempotency_key).await?;
+    let types = accepted.request.types.len();
+    let (since, patients) = (accepted.request.since.is_some(), accepted.request.patients.len());
+    tracing::info!(%job, repeated, client = %app.client(), level = level_name(&accepted.request.level), types, since,
+        patients, ignored = accepted.ignored.len(), "kick-off accepted");
+    answer(app, job, preferences, accepted)
+}
+
+/// What `Accept` allows, unless it or `_format` excludes JSON (KO-17, PM-68).
+fn negotiated(headers: &HeaderMap, query: &[(String, String)]) -> Result<Acceptance, Refusal> {
+    let acceptance = accepts_fhir_json(headers);
+    let mut formats = query.iter().filter(|(name, _)| name == "_format");
+    if acceptance == Acceptance::Excluded || formats.any(|(_, value)| !format_is_json(value)) {
+        return Err(Refusal::not_acceptable(FHIR_JSON));
+    }
+    Ok(acceptance)
+}
+
+fn refused(issues: Vec<Issue>) -> Refusal {
+    let too_much = issues.iter().any(|issue| issue.code == IssueCode::TOO_COSTLY);
+    let status = if too_much { StatusCode::PAYLOAD_TOO_LARGE } else { StatusCode::BAD_REQUEST };
+    Refusal::of(status, issues)
+}
+
+fn idempotency_key(headers: &HeaderMap) -> Result<&str, Refusal> {
+    let mut values = headers.get_all("idempotency-key").iter();
+    let (Some(value), another) = (values.next(), values.next()) else {
+        return Ok("");
+    };
+    // `to_str` takes visible ASCII only.
+    match value.to_str() {
+        Ok(key) if another.is_none() && (1..=MAX_IDEMPOTENCY_KEY).contains(&key.len()) => Ok(key),
+        _ => {
+            let text =
+                format!("Idempotency-Key: expected once, 1 to {MAX_IDEMPOTENCY_KEY} visible characters");
+            Err(refused(vec![Issue::error(IssueCode::VALUE, text).at("http.Idempotency-Key")]))
+        }
+    }
+}
+
+async fn read_body(headers: &HeaderMap, body: Body) -> Result<Bytes, Refusal> {
+    let too_long = || {
+        let text = format!(
+            "the body is longer than {} bytes; name a Group instead of patients",
+            caps::MAX_KICKOFF_BODY
+        );
+        Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, IssueCode::TOO_LONG, text)
+    };
+    let announced =
+        headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if announced.is_some_and(|len| len > caps::MAX_KICKOFF_BODY as u64) {
+        return Err(too_long());
+    }
+    let kind = body_type(headers.get(header::CONTENT_TYPE));
+    let wrong_type = || {
+        let text = format!("send the parameters as a Parameters resource with Content-Type: {FHIR_JSON}");
+        Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, IssueCode::NOT_SUPPORTED, text)
+    };
+    if kind == BodyType::Other {
+        return Err(wrong_type());
+    }
+    let read = axum::body::to_bytes(body, caps::MAX_KICKOFF_BODY + 1);
+    let body = match tokio::time::timeout(BODY, read).await {
+        // The limit is the only failure with a length; a connection that broke has no one to answer to.
+        Ok(Ok(body)) if body.len() <= caps::MAX_KICKOFF_BODY => body,
+        Ok(_) => return Err(too_long()),
+        Err(_) => {
+            let text = "the body did not arrive in time";
+            return Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, ErrorCode::Timeout.into(), text));
+        }
+    };
+    // An empty body needs no type, and `curl -d ''` calls it a form (KO-07).
+    match kind {
+        BodyType::Unnamed | BodyType::Form if !body.is_empty() => Err(wrong_type()),
+        _ => Ok(body),
+    }
+}
+
+async fn start(
+    app: &Shared,
+    request: &ExportRequest,
+    request_url: &str,
+    idempotency_key: &str,
+) -> Result<(JobId, bool), Refusal> {
+    let kick_off = KickOff { client: &app.client(), request, request_url, idempotency_key };
+    app.jobs.create(kick_off).await.map_err(|error| {
+        let by_patient = request.level == Level::Patient && error.code == ErrorCode::NotFound;
+        if by_patient {
+            // The URL is right; a parameter names what is not there (PM-37).
+            return Refusal::new(StatusCode::BAD_REQUEST, IssueCode::NOT_FOUND, error.text);
+        }
+        Refusal::from(error)
+    })
+}
+
+/// 202 with the status URL and an outcome that lists what was ignored (KO-11 to KO-13, KO-23, KO-25).
+fn answer(
+    app: &Shared,
+    job: JobId,
+    preferences: Preferences,
+    accepted: Accepted,
+) -> Result<Response, Refusal> {
+    let text = "export accepted; ask the URL in Content-Location how far it is";
+    let mut issues = vec![Issue::information(IssueCode::INFORMATIONAL, text)];
+    issues.extend(accepted.ignored);
+    let mut response = fhir_json(StatusCode::ACCEPTED, &operation_outcome(&issues));
+    let url = HeaderValue::try_from(app.status_url(job)).map_err(|_| Refusal::defect())?;
+    response.headers_mut().insert(header::CONTENT_LOCATION, url);
+    if let Some(applied) = preferences.applied() {
+        let name = HeaderName::from_static("preference-applied");
+        response.headers_mut().insert(name, HeaderValue::from_static(applied));
+    }
+    Ok(response)
+}
+
+fn level_name(level: &Level) -> &'static str {
+    match level {
+        Level::System => "system",
+        Level::Patient => "patient",
+        Level::Group(_) => "group",
+    }
+}

@@ -1,0 +1,60 @@
+//! The capability statement and the operation definitions (rows MD).
+
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, State};
+use axum::response::Response;
+use flatbed_types::ResourceType;
+use http::{HeaderMap, Method, StatusCode, Uri};
+
+use super::refusal::{Refusal, fhir_json};
+use super::{App, Shared, query_pairs};
+use crate::auth::Action;
+use crate::fhir::{Server, capability_statement, operation_definition};
+use crate::negotiate::media::{Acceptance, FHIR_JSON, accepts_fhir_json, format_is_json};
+
+/// `<base>/metadata`.
+pub(super) async fn capability(
+    State(app): State<App>,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Result<Response, Refusal> {
+    check(&app, &method, &uri, &headers)?;
+    let types = match app.jobs.source_types().await {
+        Some(types) => types,
+        // Before a worker has said what there is, any type may come.
+        None => ResourceType::all().filter(|each| each.is_exportable()).collect(),
+    };
+    Ok(fhir_json(StatusCode::OK, &capability_statement(server(&app), &types)))
+}
+
+/// `<base>/OperationDefinition/{id}`.
+pub(super) async fn definition(
+    State(app): State<App>,
+    path: Result<Path<String>, PathRejection>,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Result<Response, Refusal> {
+    check(&app, &method, &uri, &headers)?;
+    let found = path.ok().and_then(|Path(id)| operation_definition(server(&app), &id));
+    found.map(|json| fhir_json(StatusCode::OK, &json)).ok_or_else(Refusal::no_such_path)
+}
+
+fn server(app: &Shared) -> Server<'_> {
+    Server { base: &app.base, since: app.started }
+}
+
+fn check(app: &Shared, method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<(), Refusal> {
+    if *method != Method::GET && *method != Method::HEAD {
+        return Err(Refusal::method("GET, HEAD"));
+    }
+    app.guard(Action::ReadPublic)?;
+    let query = query_pairs(uri);
+    // `_format` stands over `Accept` (http://hl7.org/fhir/R4/http.html#parameters).
+    let json = match query.iter().find(|(name, _)| name == "_format") {
+        Some((_, format)) => format_is_json(format),
+        None => accepts_fhir_json(headers) != Acceptance::Excluded,
+    };
+    if json { Ok(()) } else { Err(Refusal::not_acceptable(FHIR_JSON)) }
+}

@@ -1,0 +1,122 @@
+//! Errors as HTTP answers: always an OperationOutcome in `application/fhir+json` (KO-14, ST-09).
+
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use flatbed_types::ErrorCode;
+use http::{HeaderName, HeaderValue, StatusCode, header};
+
+use crate::auth::Decision;
+use crate::fhir::{Issue, IssueCode, operation_outcome};
+use crate::jobs::CallError;
+use crate::negotiate::media::FHIR_JSON;
+
+/// Seconds after which a client may repeat a request that met a passing trouble: long enough for another
+/// coordinator to take over (`--owner-lease-ttl`).
+const RETRY_AFTER: &str = "5";
+
+/// An answer that is not what was asked for.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    status: StatusCode,
+    issues: Vec<Issue>,
+    headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl Refusal {
+    /// With one issue.
+    pub fn new(status: StatusCode, code: IssueCode, text: impl Into<String>) -> Refusal {
+        Refusal::of(status, vec![Issue::error(code, text)])
+    }
+
+    /// With several.
+    pub fn of(status: StatusCode, issues: Vec<Issue>) -> Refusal {
+        Refusal { status, issues, headers: Vec::new() }
+    }
+
+    /// The same with a header.
+    pub fn with(mut self, name: HeaderName, value: HeaderValue) -> Refusal {
+        self.headers.push((name, value));
+        self
+    }
+
+    /// Of a class, with the status and the issue type that belong to it.
+    pub fn class(code: ErrorCode, text: impl Into<String>) -> Refusal {
+        let status = StatusCode::from_u16(code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let refusal = Refusal::new(status, code.into(), text);
+        if code.is_retryable() {
+            return refusal.with(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER));
+        }
+        refusal
+    }
+
+    /// Nothing is served at this path.
+    pub fn no_such_path() -> Refusal {
+        let text = "nothing is served at this path; [base]/metadata tells what is";
+        Refusal::class(ErrorCode::NotFound, text)
+    }
+
+    /// No such job or file, or none of this client.
+    pub fn no_such_job() -> Refusal {
+        Refusal::class(ErrorCode::NotFound, "there is no such export job or file")
+    }
+
+    /// The method is not one of `allowed`.
+    pub fn method(allowed: &'static str) -> Refusal {
+        let text = format!("this URL answers {allowed} only");
+        Refusal::new(StatusCode::METHOD_NOT_ALLOWED, IssueCode::NOT_SUPPORTED, text)
+            .with(header::ALLOW, HeaderValue::from_static(allowed))
+    }
+
+    /// `Accept` excludes the one format there is.
+    pub fn not_acceptable(format: &str) -> Refusal {
+        let text = format!("this URL answers {format} only; add it to the header Accept");
+        Refusal::new(StatusCode::NOT_ACCEPTABLE, IssueCode::NOT_SUPPORTED, text)
+    }
+
+    /// A panic was caught.
+    pub fn defect() -> Refusal {
+        Refusal::class(ErrorCode::Internal, "a defect of the server stopped this request; its log says more")
+    }
+
+    /// What a decision means for the request.
+    pub fn unless_allowed(decision: Decision) -> Result<(), Refusal> {
+        match decision {
+            Decision::Allow => Ok(()),
+            Decision::NotFound => Err(Refusal::no_such_job()),
+            Decision::Gone => {
+                Err(Refusal::class(ErrorCode::Gone, "the files of this export job have expired"))
+            }
+        }
+    }
+}
+
+impl From<CallError> for Refusal {
+    fn from(error: CallError) -> Refusal {
+        Refusal::class(error.code, error.text)
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let mut response = fhir_json(self.status, &operation_outcome(&self.issues));
+        for (name, value) in self.headers {
+            response.headers_mut().insert(name, value);
+        }
+        response
+    }
+}
+
+/// A resource as an answer; never to be cached, since answers depend on the client and the moment.
+pub(super) fn fhir_json(status: StatusCode, resource: &serde_json::Value) -> Response {
+    json(status, FHIR_JSON, resource)
+}
+
+/// JSON of a media type as an answer.
+pub(super) fn json(status: StatusCode, media_type: &'static str, value: &serde_json::Value) -> Response {
+    let mut response = Response::new(Body::from(value.to_string()));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}

@@ -1,0 +1,236 @@
+//! Status of a job and its deletion (rows ST and DL).
+
+use std::time::Duration;
+
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, State};
+use axum::response::Response;
+use flatbed_types::job::{JobError, JobState, Volume};
+use flatbed_types::{ErrorCode, JobId, Nonce};
+use http::{HeaderName, HeaderValue, Method, StatusCode, header};
+
+use super::refusal::{Refusal, fhir_json, json};
+use super::{App, Shared, http_date};
+use crate::auth::Action;
+use crate::fhir::{Issue, IssueCode, ManifestFacts, manifest, operation_outcome};
+use crate::jobs::JobView;
+use crate::negotiate::media::JSON;
+
+/// `X-Progress` stays shorter than 100 characters (ST-02).
+const MAX_PROGRESS: usize = 99;
+
+/// Longest time between two polls that is recommended to a client.
+const MAX_RETRY_AFTER: u64 = 120;
+
+/// `<base>/export/{job}`.
+pub(super) async fn status(
+    State(app): State<App>,
+    path: Result<Path<String>, PathRejection>,
+    method: Method,
+) -> Result<Response, Refusal> {
+    let Path(job) = path.map_err(|_| Refusal::no_such_job())?;
+    match method {
+        Method::GET | Method::HEAD => poll(&app, &job).await,
+        Method::DELETE => delete(&app, &job).await,
+        _ => Err(Refusal::method("GET, HEAD, DELETE")),
+    }
+}
+
+async fn poll(app: &Shared, job: &str) -> Result<Response, Refusal> {
+    let view = app.guarded_job(job, Action::ReadStatus).await?;
+    match view.record.state {
+        JobState::Planning | JobState::Running | JobState::Resolving | JobState::Finalizing => {
+            Ok(in_progress(&view))
+        }
+        JobState::Complete => complete(app, &view).await,
+        JobState::Failed => Err(failed(view.record.error.as_ref())),
+        // The guard has refused these.
+        JobState::Cancelled | JobState::Deleting | JobState::Gone => Err(Refusal::no_such_job()),
+    }
+}
+
+/// 202 with what is known of the progress (ST-01 to ST-03).
+fn in_progress(view: &JobView) -> Response {
+    let text = progress_text(view);
+    let issue = Issue::information(IssueCode::INFORMATIONAL, format!("in progress: {text}"));
+    let mut response = fhir_json(StatusCode::ACCEPTED, &operation_outcome(&[issue]));
+    let headers = response.headers_mut();
+    if let Ok(value) = HeaderValue::try_from(text) {
+        headers.insert(HeaderName::from_static("x-progress"), value);
+    }
+    headers.insert(header::RETRY_AFTER, HeaderValue::from(retry_after(view.retry_after)));
+    response
+}
+
+fn retry_after(wish: Duration) -> u64 {
+    // Zero would invite a tight loop.
+    wish.as_millis().div_ceil(1_000).clamp(1, u128::from(MAX_RETRY_AFTER)) as u64
+}
+
+/// One line about a running job: only what is committed counts, since the rest may be lost with a worker.
+fn progress_text(view: &JobView) -> String {
+    let record = &view.record;
+    let mut text = if record.state == JobState::Planning {
+        String::new()
+    } else {
+        let (done, Volume { rows, bytes }) = (view.permille, view.committed);
+        let estimate = record.estimate.bytes;
+        let volume = if estimate >= bytes && estimate > 0 {
+            format!("{} of about {}", bytes_text(bytes), bytes_text(estimate))
+        } else {
+            bytes_text(bytes)
+        };
+        format!("{}.{}%, {rows} resources, {volume}", done / 10, done % 10)
+    };
+    let phase = match (view.phase.as_str(), record.state) {
+        ("", JobState::Planning) => "planning",
+        (phase, _) => phase,
+    };
+    if !phase.is_empty() {
+        text.push_str(if text.is_empty() { "" } else { "; " });
+        text.push_str(phase);
+    }
+    text.chars().map(|c| if (' '..='~').contains(&c) { c } else { '?' }).take(MAX_PROGRESS).collect()
+}
+
+fn bytes_text(bytes: u64) -> String {
+    const UNITS: [(u64, &str); 4] =
+        [(1_000_000_000_000, "TB"), (1_000_000_000, "GB"), (1_000_000, "MB"), (1_000, "kB")];
+    match UNITS.into_iter().find(|(size, _)| bytes >= *size) {
+        Some((size, unit)) => format!("{}.{} {unit}", bytes / size, bytes % size / (size / 10)),
+        None => format!("{bytes} B"),
+    }
+}
+
+/// 200 with the manifest (ST-06, ST-07, ST-20, ST-21).
+async fn complete(app: &Shared, view: &JobView) -> Result<Response, Refusal> {
+    let record = &view.record;
+    let Some(pointer) = &record.manifest else {
+        tracing::error!(job = %record.id, "a complete job has no manifest");
+        return Err(Refusal::class(
+            ErrorCode::Internal,
+            "this job has no manifest; the operator's log says more",
+        ));
+    };
+    let loaded = app.manifests.get(&app.objects, pointer).await?;
+    let facts = ManifestFacts { request_url: &record.request_url, requires_access_token: app.require_token };
+    let body = manifest(&loaded.manifest, facts, &|entry| file_url(app, record.id, entry.file));
+    let mut response = json(StatusCode::OK, JSON, &body);
+    let expires = record.expires.and_then(http_date).and_then(|date| HeaderValue::try_from(date).ok());
+    if let Some(expires) = expires {
+        response.headers_mut().insert(header::EXPIRES, expires);
+    }
+    Ok(response)
+}
+
+fn file_url(app: &Shared, job: JobId, file: Nonce) -> String {
+    format!("{}/file/{file}", app.status_url(job))
+}
+
+/// The error that a job ended with (ST-08). A failure is final, so that classes that mean "try again" to a
+/// poll do not keep clients polling.
+fn failed(error: Option<&JobError>) -> Refusal {
+    match error {
+        Some(error) if !error.code.is_retryable() => Refusal::class(error.code, error.message.clone()),
+        Some(error) => {
+            Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, IssueCode::PROCESSING, error.message.clone())
+        }
+        None => Refusal::class(ErrorCode::Internal, "the job failed without a reason on record"),
+    }
+}
+
+/// Cancels or deletes (DL-01 to DL-06).
+async fn delete(app: &Shared, job: &str) -> Result<Response, Refusal> {
+    let view = app.guarded_job(job, Action::StopJob).await?;
+    let id = view.record.id;
+    app.jobs.stop(id).await.map_err(|error| match error.code {
+        ErrorCode::NotFound => Refusal::no_such_job(),
+        _ => Refusal::from(error),
+    })?;
+    tracing::info!(job = %id, client = %app.client(), state = ?view.record.state, "job deleted");
+    let issue =
+        Issue::information(IssueCode::INFORMATIONAL, "the job is stopped and its files will be removed");
+    Ok(fhir_json(StatusCode::ACCEPTED, &operation_outcome(&[issue])))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flatbed_types::job::JobRecord;
+    use flatbed_types::{ClientId, Codec, ExportRequest, Instant, Level};
+
+    fn view(state: JobState, phase: &str, committed: Volume, estimate: Volume) -> JobView {
+        let record = JobRecord {
+            id: JobId(1),
+            client: ClientId::open(),
+            request: ExportRequest::everything(Level::System),
+            request_url: String::new(),
+            codec: Codec::Gzip,
+            state,
+            created: Instant::from_millis(0),
+            ended: None,
+            transaction_time: None,
+            pin: None,
+            draft: None,
+            roster: None,
+            plans: Vec::new(),
+            key_lists: Vec::new(),
+            estimate,
+            manifest: None,
+            result: Volume::default(),
+            expires: None,
+            error: None,
+        };
+        let retry_after = Duration::ZERO;
+        JobView { record, committed, phase: phase.to_owned(), permille: 423, retry_after }
+    }
+
+    #[test]
+    fn st_02_progress_is_truthful_short_and_printable() {
+        let volume = |rows, bytes| Volume { rows, bytes };
+        let table = [
+            (JobState::Planning, "", volume(0, 0), volume(0, 0), "planning"),
+            (
+                JobState::Planning,
+                "planning: reading 3.1 of 9.0 GB",
+                volume(0, 0),
+                volume(0, 0),
+                "planning: reading 3.1 of 9.0 GB",
+            ),
+            (
+                JobState::Running,
+                "",
+                volume(1_234, 5_678_000),
+                volume(9, 13_400_000_000),
+                "42.3%, 1234 resources, 5.6 MB of about 13.4 GB",
+            ),
+            (
+                JobState::Running,
+                "no eligible worker",
+                volume(0, 0),
+                volume(1, 999),
+                "42.3%, 0 resources, 0 B of about 999 B; no eligible worker",
+            ),
+            (JobState::Running, "", volume(5, 2_000), volume(1, 1_000), "42.3%, 5 resources, 2.0 kB"),
+            (
+                JobState::Resolving,
+                "a\r\nb\u{e9}",
+                volume(5, 2_000),
+                volume(0, 0),
+                "42.3%, 5 resources, 2.0 kB; a??b?",
+            ),
+        ];
+        for (state, phase, committed, estimate, expected) in table {
+            assert_eq!(progress_text(&view(state, phase, committed, estimate)), expected);
+        }
+        let long = view(JobState::Running, &"x".repeat(500), volume(u64::MAX, u64::MAX), volume(0, u64::MAX));
+        assert_eq!(progress_text(&long).len(), MAX_PROGRESS);
+    }
+
+    #[test]
+    fn st_03_retry_after_is_never_zero_and_rounds_up() {
+        for (millis, seconds) in [(0, 1), (1, 1), (1_000, 1), (1_001, 2), (4_200_000, MAX_RETRY_AFTER)] {
+            assert_eq!(retry_after(Duration::from_millis(millis)), seconds);
+        }
+    }
+}

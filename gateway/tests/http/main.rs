@@ -1,0 +1,11 @@
+//! The gateway's routes over a Jobs service in the same process and a store in memory. Rows of the wire
+//! contract are named in the tests.
+
+// The whole crate is a test, which the lint's exception for tests does not see.
+#![allow(clippy::unwrap_used)]
+
+mod files;
+mod kickoff;
+mod metadata;
+mod status;
+mod support;

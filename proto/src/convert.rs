@@ -1,0 +1,203 @@
+//! Strict conversions of small values. Records are in `convert_job` and `convert_task`.
+
+use bytes::Bytes;
+use flatbed_types::job::{ObjectPointer, SourcePin, Volume};
+use flatbed_types::{
+    Codec, ErrorCode, ExportRequest, Instant, KeyRange, Lane, Level, Position, ResourceType, Section,
+};
+
+use crate::wire::types as wire;
+
+/// A message that does not mean anything valid; names the part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("malformed message: {0}")]
+pub struct Malformed(pub &'static str);
+
+/// A value that has a form on the wire.
+pub trait Wire: Sized {
+    /// That form.
+    type Message;
+    /// To the wire.
+    fn to_wire(&self) -> Self::Message;
+    /// From the wire, checked.
+    fn from_wire(message: Self::Message) -> Result<Self, Malformed>;
+}
+
+/// The value of a field that must be there.
+pub fn required<W: Wire>(field: Option<W::Message>, name: &'static str) -> Result<W, Malformed> {
+    W::from_wire(field.ok_or(Malformed(name))?)
+}
+
+/// The value of a field that may be missing.
+pub fn optional<W: Wire>(field: Option<W::Message>) -> Result<Option<W>, Malformed> {
+    field.map(W::from_wire).transpose()
+}
+
+/// All values of a repeated field.
+pub fn each<W: Wire, C: FromIterator<W>>(field: Vec<W::Message>) -> Result<C, Malformed> {
+    field.into_iter().map(W::from_wire).collect()
+}
+
+/// To a repeated field.
+pub fn each_to_wire<'a, W: Wire + 'a>(values: impl IntoIterator<Item = &'a W>) -> Vec<W::Message> {
+    values.into_iter().map(Wire::to_wire).collect()
+}
+
+/// A 128-bit number of 16 bytes.
+pub fn u128_from(bytes: &Bytes, name: &'static str) -> Result<u128, Malformed> {
+    <[u8; 16]>::try_from(bytes.as_ref()).map(u128::from_be_bytes).map_err(|_| Malformed(name))
+}
+
+/// 16 bytes of a 128-bit number.
+pub fn u128_bytes(value: u128) -> Bytes {
+    Bytes::copy_from_slice(&value.to_be_bytes())
+}
+
+/// A SHA-256 of 32 bytes.
+pub fn sha256_from(bytes: &Bytes) -> Result<[u8; 32], Malformed> {
+    bytes.as_ref().try_into().map_err(|_| Malformed("sha256"))
+}
+
+/// A resource type by its name.
+pub fn type_from(name: &str) -> Result<ResourceType, Malformed> {
+    name.parse().map_err(|_| Malformed("resource type"))
+}
+
+/// An error class by its number.
+pub fn error_code_from(number: u32) -> ErrorCode {
+    let index = usize::try_from(number).ok().and_then(|number| number.checked_sub(1));
+    index.and_then(|index| ErrorCode::ALL.get(index).copied()).unwrap_or(ErrorCode::Internal)
+}
+
+/// The number of an error class.
+pub fn error_code_number(code: ErrorCode) -> u32 {
+    ErrorCode::ALL.iter().position(|each| *each == code).map_or(0, |index| index as u32 + 1)
+}
+
+impl Wire for Position {
+    type Message = wire::Position;
+    fn to_wire(&self) -> wire::Position {
+        match self {
+            Position::At(key) => wire::Position { key: Bytes::copy_from_slice(key), end: false },
+            Position::End => wire::Position { key: Bytes::new(), end: true },
+        }
+    }
+    fn from_wire(message: wire::Position) -> Result<Self, Malformed> {
+        Ok(if message.end { Position::End } else { Position::At(message.key.to_vec()) })
+    }
+}
+
+impl Wire for KeyRange {
+    type Message = wire::KeyRange;
+    fn to_wire(&self) -> wire::KeyRange {
+        wire::KeyRange { lo: Some(self.lo.to_wire()), hi: Some(self.hi.to_wire()) }
+    }
+    fn from_wire(message: wire::KeyRange) -> Result<Self, Malformed> {
+        Ok(KeyRange { lo: required(message.lo, "range.lo")?, hi: required(message.hi, "range.hi")? })
+    }
+}
+
+impl Wire for Lane {
+    type Message = wire::Lane;
+    fn to_wire(&self) -> wire::Lane {
+        let section = match self.section {
+            Section::Compartment => wire::Section::Compartment,
+            Section::Standalone => wire::Section::Standalone,
+        };
+        wire::Lane { resource_type: self.resource_type.name().to_owned(), section: section.into() }
+    }
+    fn from_wire(message: wire::Lane) -> Result<Self, Malformed> {
+        let section = match message.section() {
+            wire::Section::Compartment => Section::Compartment,
+            wire::Section::Standalone => Section::Standalone,
+            wire::Section::Unspecified => return Err(Malformed("lane.section")),
+        };
+        Ok(Lane { resource_type: type_from(&message.resource_type)?, section })
+    }
+}
+
+impl Wire for Volume {
+    type Message = wire::Volume;
+    fn to_wire(&self) -> wire::Volume {
+        wire::Volume { rows: self.rows, bytes: self.bytes }
+    }
+    fn from_wire(message: wire::Volume) -> Result<Self, Malformed> {
+        Ok(Volume { rows: message.rows, bytes: message.bytes })
+    }
+}
+
+impl Wire for ObjectPointer {
+    type Message = wire::ObjectPointer;
+    fn to_wire(&self) -> wire::ObjectPointer {
+        let sha256 = Bytes::copy_from_slice(&self.sha256);
+        wire::ObjectPointer { key: self.key.clone(), sha256, size: self.size }
+    }
+    fn from_wire(message: wire::ObjectPointer) -> Result<Self, Malformed> {
+        let sha256 = sha256_from(&message.sha256)?;
+        Ok(ObjectPointer { key: message.key, sha256, size: message.size })
+    }
+}
+
+impl Wire for SourcePin {
+    type Message = wire::SourcePin;
+    fn to_wire(&self) -> wire::SourcePin {
+        wire::SourcePin { source: self.source.clone(), snapshot: self.snapshot.clone() }
+    }
+    fn from_wire(message: wire::SourcePin) -> Result<Self, Malformed> {
+        Ok(SourcePin { source: message.source, snapshot: message.snapshot })
+    }
+}
+
+impl Wire for Codec {
+    type Message = i32;
+    fn to_wire(&self) -> i32 {
+        match self {
+            Codec::None => wire::Codec::None.into(),
+            Codec::Gzip => wire::Codec::Gzip.into(),
+            Codec::Zstd => wire::Codec::Zstd.into(),
+        }
+    }
+    fn from_wire(message: i32) -> Result<Self, Malformed> {
+        match wire::Codec::try_from(message) {
+            Ok(wire::Codec::None) => Ok(Codec::None),
+            Ok(wire::Codec::Gzip) => Ok(Codec::Gzip),
+            Ok(wire::Codec::Zstd) => Ok(Codec::Zstd),
+            Ok(wire::Codec::Unspecified) | Err(_) => Err(Malformed("codec")),
+        }
+    }
+}
+
+impl Wire for ExportRequest {
+    type Message = wire::ExportRequest;
+    fn to_wire(&self) -> wire::ExportRequest {
+        let (level, group) = match &self.level {
+            Level::System => (wire::Level::System, String::new()),
+            Level::Patient => (wire::Level::Patient, String::new()),
+            Level::Group(id) => (wire::Level::Group, id.to_string()),
+        };
+        wire::ExportRequest {
+            level: level.into(),
+            group,
+            types: self.types.iter().map(|kind| kind.name().to_owned()).collect(),
+            since: self.since.map(Instant::nanos),
+            until: self.until.map(Instant::nanos),
+            patients: self.patients.iter().map(ToString::to_string).collect(),
+        }
+    }
+    fn from_wire(message: wire::ExportRequest) -> Result<Self, Malformed> {
+        let id = |text: &String| text.parse().map_err(|_| Malformed("request: FHIR id"));
+        let level = match message.level() {
+            wire::Level::System => Level::System,
+            wire::Level::Patient => Level::Patient,
+            wire::Level::Group => Level::Group(id(&message.group)?),
+            wire::Level::Unspecified => return Err(Malformed("request.level")),
+        };
+        Ok(ExportRequest {
+            level,
+            types: message.types.iter().map(|name| type_from(name)).collect::<Result<_, _>>()?,
+            since: message.since.map(Instant::from_nanos),
+            until: message.until.map(Instant::from_nanos),
+            patients: message.patients.iter().map(id).collect::<Result<_, _>>()?,
+        })
+    }
+}

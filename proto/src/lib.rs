@@ -1,0 +1,41 @@
+//! The agreements as they travel and rest: generated messages and services, strict conversions to and from
+//! `flatbed-types`, and the frame of stored records.
+//!
+//! Conversions to domain types check everything, so that code behind them works with valid values only.
+//! Generated code is private to [`wire`]; it knows nothing of what the messages mean.
+
+pub mod convert;
+pub mod frame;
+pub mod status;
+pub mod convert_job;
+pub mod convert_task;
+
+/// Generated code, in the shape of the protobuf packages. Fields are documented in `proto/schema`.
+#[allow(missing_docs, clippy::all)]
+mod generated {
+    pub mod types {
+        pub mod v1 {
+            tonic::include_proto!("flatbed.types.v1");
+        }
+    }
+    pub mod job {
+        pub mod v1 {
+            tonic::include_proto!("flatbed.job.v1");
+        }
+    }
+    pub mod lease {
+        pub mod v1 {
+            tonic::include_proto!("flatbed.lease.v1");
+        }
+    }
+}
+
+/// The messages and services: `types` (shared values, stored records), `job` (gateways and operators),
+/// `lease` (the worker protocol).
+pub mod wire {
+    pub use crate::generated::job::v1 as job;
+    pub use crate::generated::lease::v1 as lease;
+    pub use crate::generated::types::v1 as types;
+}
+
+pub use convert::Malformed;

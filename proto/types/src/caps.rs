@@ -1,0 +1,74 @@
+//! Limits, each with its reason.
+
+/// Types in one `_type` list: more than FHIR has, so that no honest request meets it.
+pub const MAX_TYPES: usize = 256;
+
+/// Patients in one `patient` list. 10,000 references fit the body limit below.
+pub const MAX_PATIENTS: usize = 10_000;
+
+/// Bytes of a kick-off body: a `Parameters` with `MAX_PATIENTS` references of about 100 bytes each.
+pub const MAX_KICKOFF_BODY: usize = 1 << 20;
+
+/// Tasks of one plan: 40 TB in tasks of 512 MiB are 80,000 (`coordination.md` 3.4).
+pub const MAX_PLANNED_TASKS: usize = 131_072;
+
+/// Attempts in a row without a commit before the task, and with it the job, fails.
+pub const MAX_TASK_FAILURES: u32 = 4;
+
+/// Rounds of looking up supporting resources (`decisions.md` 3): role, then organisation, then its parent.
+pub const MAX_ROUNDS: u32 = 3;
+
+/// Task changes in one transaction: two operations each and the fence stay below etcd's 128.
+pub const MAX_CHANGES_PER_TXN: usize = 60;
+
+/// Raw bytes after which a segment is sealed even when its file could grow: bounds what a crash redoes.
+pub const SEAL_BYTES: u64 = 512 << 20;
+
+/// Time after which a segment is sealed: bounds what a crash redoes on slow sources.
+pub const SEAL_MILLIS: u64 = 60_000;
+
+/// Raw bytes compressed as one full-flush segment: 1 MiB loses about 1 % against one stream
+/// (`performance-and-ecosystem.md` A3b).
+pub const DEFLATE_SEGMENT: usize = 1 << 20;
+
+/// Bytes of a part of a multipart upload; at 10,000 parts a file may reach 80 GiB.
+pub const UPLOAD_PART: usize = 8 << 20;
+
+/// Bytes between two boundary hints of a lane, so that tasks can be cut finely later.
+pub const HINT_BYTES: u64 = 64 << 20;
+
+/// Default of `--max-line`: longer lines are reported, shorter ones stream through whole.
+pub const DEFAULT_MAX_LINE: u64 = 256 << 20;
+
+/// A line longer than this is never held in memory in one piece.
+pub const LONG_LINE: usize = 4 << 20;
+
+/// How often a worker reports (`coordination.md` 5.3).
+pub const HEARTBEAT_MILLIS: u64 = 3_000;
+
+/// How long a lost worker's attempts stay allowed, counted from the last message (`--task-lease-ttl`).
+pub const TASK_LEASE_MILLIS: u64 = 20_000;
+
+/// How long the attempts of a worker whose stream broke stay allowed.
+pub const STREAM_GRACE_MILLIS: u64 = 5_000;
+
+/// How long a worker keeps a sealed segment and retries its commit before it gives the attempt up.
+pub const ABANDON_MILLIS: u64 = 600_000;
+
+/// How long a kick-off waits for a worker's answer about a Group or a patient (`decisions.md` 7).
+pub const ASK_MILLIS: u64 = 5_000;
+
+/// How long finished files stay unless `--retention` says otherwise.
+pub const DEFAULT_RETENTION_MILLIS: u64 = 24 * 3_600_000;
+
+/// How long the record of a deleted job stays, so that its URLs say "gone".
+pub const TOMBSTONE_MILLIS: u64 = 30 * 24 * 3_600_000;
+
+/// Default of `--target-file-size`, before compression.
+pub const DEFAULT_TARGET_FILE_SIZE: u64 = 1 << 30;
+
+/// How long a job is reported as in progress at least (`--min-in-progress`).
+pub const DEFAULT_MIN_IN_PROGRESS_MILLIS: u64 = 1_000;
+
+/// Largest protobuf message between the roles: plans and lists travel as objects, so this is generous.
+pub const MAX_MESSAGE: usize = 8 << 20;

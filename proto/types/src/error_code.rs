@@ -1,0 +1,158 @@
+//! The closed list of error classes, each with total answers to the questions that every edge asks.
+
+use std::fmt;
+
+/// A class of error. Adding one forces an answer to every question below.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ErrorCode {
+    /// The request is malformed or contradicts itself.
+    Invalid,
+    /// The request asks for something that this server does not do.
+    NotSupported,
+    /// There is no such job, Group, patient or file, or none that this client may know of.
+    NotFound,
+    /// It was there and has been deleted.
+    Gone,
+    /// No or no valid credentials.
+    Unauthenticated,
+    /// Valid credentials that do not cover the request.
+    Forbidden,
+    /// Too many requests or jobs.
+    Throttled,
+    /// The request is too large.
+    TooLarge,
+    /// Something that is needed cannot be reached at the moment.
+    Unavailable,
+    /// The answer did not come in time; whether it took effect is not known.
+    Timeout,
+    /// The source or its data cannot be read as they are.
+    SourceFailed,
+    /// The source changed under a running job.
+    SourceChanged,
+    /// The store of outputs or of state refused or lost something.
+    StorageFailed,
+    /// A defect of this software.
+    Internal,
+}
+
+impl ErrorCode {
+    /// Every code; the position is its number on the wire, so the order is fixed.
+    pub const ALL: [ErrorCode; 14] = [
+        ErrorCode::Invalid,
+        ErrorCode::NotSupported,
+        ErrorCode::NotFound,
+        ErrorCode::Gone,
+        ErrorCode::Unauthenticated,
+        ErrorCode::Forbidden,
+        ErrorCode::Throttled,
+        ErrorCode::TooLarge,
+        ErrorCode::Unavailable,
+        ErrorCode::Timeout,
+        ErrorCode::SourceFailed,
+        ErrorCode::SourceChanged,
+        ErrorCode::StorageFailed,
+        ErrorCode::Internal,
+    ];
+
+    /// The HTTP status that carries it.
+    pub fn http_status(self) -> u16 {
+        match self {
+            ErrorCode::Invalid | ErrorCode::NotSupported => 400,
+            ErrorCode::NotFound => 404,
+            ErrorCode::Gone => 410,
+            ErrorCode::Unauthenticated => 401,
+            ErrorCode::Forbidden => 403,
+            ErrorCode::Throttled => 429,
+            ErrorCode::TooLarge => 413,
+            ErrorCode::Unavailable | ErrorCode::Timeout => 503,
+            ErrorCode::SourceFailed
+            | ErrorCode::SourceChanged
+            | ErrorCode::StorageFailed
+            | ErrorCode::Internal => 500,
+        }
+    }
+
+    /// The FHIR issue type (<http://hl7.org/fhir/R4/valueset-issue-type.html>).
+    pub fn issue_type(self) -> &'static str {
+        match self {
+            ErrorCode::Invalid => "invalid",
+            ErrorCode::NotSupported => "not-supported",
+            ErrorCode::NotFound => "not-found",
+            ErrorCode::Gone => "deleted",
+            ErrorCode::Unauthenticated => "login",
+            ErrorCode::Forbidden => "forbidden",
+            ErrorCode::Throttled => "throttled",
+            ErrorCode::TooLarge => "too-long",
+            ErrorCode::Unavailable => "transient",
+            ErrorCode::Timeout => "timeout",
+            ErrorCode::SourceFailed | ErrorCode::SourceChanged => "processing",
+            ErrorCode::StorageFailed => "processing",
+            ErrorCode::Internal => "exception",
+        }
+    }
+
+    /// The number of the gRPC status (<https://grpc.io/docs/guides/status-codes/>).
+    pub fn grpc_status(self) -> i32 {
+        match self {
+            ErrorCode::Invalid => 3,
+            ErrorCode::NotSupported => 12,
+            ErrorCode::NotFound | ErrorCode::Gone => 5,
+            ErrorCode::Unauthenticated => 16,
+            ErrorCode::Forbidden => 7,
+            ErrorCode::Throttled | ErrorCode::TooLarge => 8,
+            ErrorCode::Unavailable => 14,
+            ErrorCode::Timeout => 4,
+            ErrorCode::SourceFailed | ErrorCode::SourceChanged => 9,
+            ErrorCode::StorageFailed | ErrorCode::Internal => 13,
+        }
+    }
+
+    /// Whether the same request may succeed later.
+    pub fn is_retryable(self) -> bool {
+        match self {
+            ErrorCode::Throttled | ErrorCode::Unavailable | ErrorCode::Timeout => true,
+            ErrorCode::Invalid
+            | ErrorCode::NotSupported
+            | ErrorCode::NotFound
+            | ErrorCode::Gone
+            | ErrorCode::Unauthenticated
+            | ErrorCode::Forbidden
+            | ErrorCode::TooLarge
+            | ErrorCode::SourceFailed
+            | ErrorCode::SourceChanged
+            | ErrorCode::StorageFailed
+            | ErrorCode::Internal => false,
+        }
+    }
+
+    /// Whether the request may have had an effect all the same.
+    pub fn may_have_effect(self) -> bool {
+        matches!(self, ErrorCode::Timeout | ErrorCode::Internal | ErrorCode::StorageFailed)
+    }
+
+    /// The stable name, for logs, metrics and JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            ErrorCode::Invalid => "invalid",
+            ErrorCode::NotSupported => "not-supported",
+            ErrorCode::NotFound => "not-found",
+            ErrorCode::Gone => "gone",
+            ErrorCode::Unauthenticated => "unauthenticated",
+            ErrorCode::Forbidden => "forbidden",
+            ErrorCode::Throttled => "throttled",
+            ErrorCode::TooLarge => "too-large",
+            ErrorCode::Unavailable => "unavailable",
+            ErrorCode::Timeout => "timeout",
+            ErrorCode::SourceFailed => "source-failed",
+            ErrorCode::SourceChanged => "source-changed",
+            ErrorCode::StorageFailed => "storage-failed",
+            ErrorCode::Internal => "internal",
+        }
+    }
+}
+
+impl fmt::Display for ErrorCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}

@@ -1,0 +1,214 @@
+//! Names of metadata keys and of objects (`coordination.md` 3.2 and 7.1).
+//!
+//! Metadata keys, below `/flatbed/1/<cluster>/`:
+//!
+//! | key | value | written by |
+//! |---|---|---|
+//! | `j/<job>` | job record | whoever creates the job; then its owner |
+//! | `f/<job>` | fence: epoch and sequence number, 16 bytes | owner |
+//! | `x/<job>` | stop request, create-only | any coordinator |
+//! | `t/<job>/<task>` | task record, only while it differs from the plan | owner |
+//! | `g/<job>/<seq>` | commit record | owner |
+//! | `i/<client>/<key hash>` | job of an idempotency key | any coordinator |
+//!
+//! Objects, below the output root and `<cluster>/<tenant>/<job>/`:
+//!
+//! | object | what |
+//! |---|---|
+//! | `d/<xx>/<task>-<attempt>-<segment>-<nonce>.<Type>.ndjson[.gz]` | data of a commit |
+//! | `e/<xx>/…` | OperationOutcomes of a commit, same name pattern |
+//! | `r/<xx>/…keys` | reference sidecar of a commit, same name pattern |
+//! | `plan/draft-<attempt>-<nonce>.pb` | what the source said |
+//! | `plan/roster-<attempt>-<nonce>.keys` | sorted patient ids |
+//! | `plan/keys-<round>-<attempt>-<nonce>.keys` | sorted supporting keys of a round |
+//! | `plan/<round>-<sha256>.pb` | a plan |
+//! | `manifest/<sha256>.pb` | the manifest |
+
+use crate::task::{CommitRecord, OutputKind, OutputObject};
+use crate::{AttemptId, ClientId, Codec, JobId, Nonce, TaskId};
+
+/// Version of the stored format; a newer one is never touched by older code.
+pub const FORMAT: u32 = 1;
+
+/// Metadata keys of one cluster.
+#[derive(Debug, Clone)]
+pub struct MetaKeys {
+    prefix: String,
+}
+
+impl MetaKeys {
+    /// The keys of the cluster with this name.
+    pub fn new(cluster: &str) -> MetaKeys {
+        MetaKeys { prefix: format!("/flatbed/{FORMAT}/{cluster}/") }
+    }
+
+    fn with_job(&self, area: &str, job: JobId) -> String {
+        format!("{}{area}/{:032x}", self.prefix, job.0)
+    }
+
+    /// The record of a job.
+    pub fn job(&self, job: JobId) -> Vec<u8> {
+        self.with_job("j", job).into_bytes()
+    }
+
+    /// What all job records start with.
+    pub fn jobs(&self) -> Vec<u8> {
+        format!("{}j/", self.prefix).into_bytes()
+    }
+
+    /// The fence of a job.
+    pub fn fence(&self, job: JobId) -> Vec<u8> {
+        self.with_job("f", job).into_bytes()
+    }
+
+    /// The stop request of a job.
+    pub fn stop(&self, job: JobId) -> Vec<u8> {
+        self.with_job("x", job).into_bytes()
+    }
+
+    /// The record of a task.
+    pub fn task(&self, job: JobId, task: TaskId) -> Vec<u8> {
+        format!("{}/{:08x}", self.with_job("t", job), task.0).into_bytes()
+    }
+
+    /// What all task records of a job start with.
+    pub fn tasks(&self, job: JobId) -> Vec<u8> {
+        format!("{}/", self.with_job("t", job)).into_bytes()
+    }
+
+    /// A commit record.
+    pub fn commit(&self, job: JobId, number: u64) -> Vec<u8> {
+        format!("{}/{number:016x}", self.with_job("g", job)).into_bytes()
+    }
+
+    /// What all commit records of a job start with.
+    pub fn commits(&self, job: JobId) -> Vec<u8> {
+        format!("{}/", self.with_job("g", job)).into_bytes()
+    }
+
+    /// The job of an idempotency key, by its hash.
+    pub fn idempotency(&self, client: &ClientId, key_hash: u128) -> Vec<u8> {
+        format!("{}i/{client}/{key_hash:032x}", self.prefix).into_bytes()
+    }
+}
+
+/// The id at the end of a key of `MetaKeys::jobs`, `tasks` or `commits`.
+pub fn trailing_hex(key: &[u8]) -> Option<u128> {
+    let text = std::str::from_utf8(key).ok()?;
+    u128::from_str_radix(text.rsplit('/').next()?, 16).ok()
+}
+
+/// What all objects of a job start with, without a `/` at the end. `tenant` is the client's hashed name.
+pub fn job_root(cluster: &str, tenant: &str, job: JobId) -> String {
+    format!("{cluster}/{tenant}/{job}")
+}
+
+/// The name that tells clients' folders apart without showing who they are.
+pub fn tenant_folder(client: &ClientId) -> String {
+    // FNV-1a, 64 bits: a folder name, not a secret.
+    let hash = client.as_str().bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    format!("t{hash:016x}")
+}
+
+/// Who wrote an output object: the part of its name that makes it the attempt's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Writer {
+    /// The task.
+    pub task: TaskId,
+    /// The attempt.
+    pub attempt: AttemptId,
+    /// The segment within the attempt.
+    pub segment: u32,
+}
+
+impl From<&CommitRecord> for Writer {
+    fn from(commit: &CommitRecord) -> Writer {
+        Writer { task: commit.task, attempt: commit.attempt, segment: commit.segment }
+    }
+}
+
+/// The key of an output object. The two hex digits spread a job over 256 prefixes.
+pub fn output_object(root: &str, writer: Writer, output: &OutputObject, codec: Codec) -> String {
+    let Writer { task, attempt, segment } = writer;
+    let spread = output.nonce.0 & 0xff;
+    let name = format!("{spread:02x}/{:08x}-{attempt}-{segment:04x}-{}", task.0, output.nonce);
+    let (kind, suffix) = (output.resource_type, codec.suffix());
+    match output.kind {
+        OutputKind::Data => format!("{root}/d/{name}.{kind}.ndjson{suffix}"),
+        OutputKind::Outcome => format!("{root}/e/{name}.{kind}.ndjson{suffix}"),
+        OutputKind::References => format!("{root}/r/{name}.{kind}.keys"),
+    }
+}
+
+/// The attempt that wrote an object of `d/`, `e/`, `r/` or a `plan/` object of a worker, from its key.
+pub fn attempt_of(key: &str) -> Option<AttemptId> {
+    let name = key.rsplit('/').next()?;
+    let hex16 = |part: &str| (part.len() == 16).then(|| u64::from_str_radix(part, 16).ok()).flatten();
+    name.split('-').find_map(hex16).map(AttemptId)
+}
+
+/// The key of a plan draft.
+pub fn draft_object(root: &str, attempt: AttemptId, nonce: Nonce) -> String {
+    format!("{root}/plan/draft-{attempt}-{nonce}.pb")
+}
+
+/// The key of a roster.
+pub fn roster_object(root: &str, attempt: AttemptId, nonce: Nonce) -> String {
+    format!("{root}/plan/roster-{attempt}-{nonce}.keys")
+}
+
+/// The key of a round's list of supporting keys.
+pub fn key_list_object(root: &str, round: u32, attempt: AttemptId, nonce: Nonce) -> String {
+    format!("{root}/plan/keys-{round}-{attempt}-{nonce}.keys")
+}
+
+/// The key of a plan.
+pub fn plan_object(root: &str, round: u32, sha256_hex: &str) -> String {
+    format!("{root}/plan/{round}-{sha256_hex}.pb")
+}
+
+/// The key of a manifest.
+pub fn manifest_object(root: &str, sha256_hex: &str) -> String {
+    format!("{root}/manifest/{sha256_hex}.pb")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Epoch, ResourceType};
+
+    #[test]
+    fn the_attempt_is_read_back_from_every_name_a_worker_writes() {
+        let attempt = AttemptId::new(Epoch(3), 9).unwrap();
+        let root = job_root("c", &tenant_folder(&ClientId::open()), JobId(5));
+        let output = OutputObject {
+            kind: OutputKind::Data,
+            resource_type: ResourceType::PATIENT,
+            nonce: Nonce(0xabcd),
+            lines: 1,
+            raw_bytes: 2,
+            stored_bytes: 2,
+            sha256: [0; 32],
+        };
+        let writer = Writer { task: TaskId(1), attempt, segment: 2 };
+        let data = output_object(&root, writer, &output, Codec::Gzip);
+        assert!(data.ends_with("/d/cd/00000001-0000000003000009-0002-000000000000abcd.Patient.ndjson.gz"));
+        for key in [data, draft_object(&root, attempt, Nonce(1)), roster_object(&root, attempt, Nonce(1)),
+            key_list_object(&root, 1, attempt, Nonce(1))] {
+            assert_eq!(attempt_of(&key), Some(attempt), "{key}");
+        }
+        assert_eq!(attempt_of(&manifest_object(&root, &"0".repeat(64))), None);
+    }
+
+    #[test]
+    fn keys_of_a_job_share_its_prefix_and_end_with_their_number() {
+        let keys = MetaKeys::new("main");
+        let (job, other) = (JobId(7), JobId(70));
+        assert!(keys.task(job, TaskId(3)).starts_with(&keys.tasks(job)));
+        assert!(!keys.task(other, TaskId(3)).starts_with(&keys.tasks(job)));
+        assert_eq!(trailing_hex(&keys.commit(job, 300)), Some(300));
+        assert_eq!(trailing_hex(&keys.job(job)), Some(7));
+    }
+}

@@ -1,0 +1,266 @@
+//! What an export of a folder must hold, worked out naively and in memory from the folder's files.
+//!
+//! It follows `CompartmentDefinition/patient` of R4 and the project's decisions on Groups, supporting resources and
+//! duplicates, and knows nothing of how Flatbed goes about it. Only facts about each resource stay in memory.
+
+pub mod compartment;
+pub mod membership;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use jiff::Timestamp;
+use serde_json::Value;
+
+use crate::lake;
+use crate::lines::{LineHash, Lines, hash_line};
+use compartment::{Compartment, relative_reference};
+use membership::Roster;
+
+/// Rounds of following references from what is exported to supporting resources.
+const ROUNDS: usize = 3;
+
+/// Types that no server stores, and `Binary`, which is reached by attachment only.
+const NEVER_SUPPORTING: &[&str] = &["Binary", "Bundle", "OperationOutcome", "Parameters"];
+
+/// What an export covers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Level {
+    /// Everything.
+    System,
+    /// The compartments of all patients.
+    Patient,
+    /// The compartments of a Group's members.
+    Group(String),
+}
+
+/// A request as the oracle sees it.
+#[derive(Debug, Clone)]
+pub struct Query {
+    /// What it covers.
+    pub level: Level,
+    /// `_type`; empty for all.
+    pub types: BTreeSet<String>,
+    /// `_since`.
+    pub since: Option<Timestamp>,
+    /// `_until`.
+    pub until: Option<Timestamp>,
+    /// `patient`; empty for all.
+    pub patients: BTreeSet<String>,
+}
+
+impl Query {
+    /// Everything of a level.
+    pub fn of(level: Level) -> Query {
+        Query { level, types: BTreeSet::new(), since: None, until: None, patients: BTreeSet::new() }
+    }
+
+    /// The same, of some types.
+    pub fn types(mut self, types: &[&str]) -> Query {
+        self.types = types.iter().map(|name| (*name).to_owned()).collect();
+        self
+    }
+
+    /// The same, of some patients.
+    pub fn patients<'a>(mut self, ids: impl IntoIterator<Item = &'a str>) -> Query {
+        self.patients = ids.into_iter().map(str::to_owned).collect();
+        self
+    }
+
+    fn wants_type(&self, resource_type: &str) -> bool {
+        self.types.is_empty() || self.types.contains(resource_type)
+    }
+
+    fn wants_moment(&self, changed: Timestamp) -> bool {
+        self.since.is_none_or(|since| changed > since) && self.until.is_none_or(|until| changed < until)
+    }
+}
+
+struct Resource {
+    resource_type: String,
+    id: String,
+    hash: LineHash,
+    changed: Timestamp,
+    version: u64,
+    patients: BTreeSet<String>,
+    /// References to types outside the compartment: only those can lead to supporting resources.
+    references: BTreeSet<(String, String)>,
+}
+
+/// A folder, read.
+pub struct Store {
+    compartment: Compartment,
+    resources: Vec<Resource>,
+    by_key: HashMap<(String, String), usize>,
+    rosters: BTreeMap<String, Roster>,
+}
+
+impl Store {
+    /// Reads all NDJSON files of a folder. Every line must be a resource.
+    pub fn read(folder: &Path) -> Result<Store> {
+        let mut store = Store {
+            compartment: Compartment::default(),
+            resources: Vec::new(),
+            by_key: HashMap::new(),
+            rosters: BTreeMap::new(),
+        };
+        for path in lake::files(folder)? {
+            let file_time = Timestamp::try_from(std::fs::metadata(&path)?.modified()?)?;
+            lake::each_line(lake::open(&path)?, |line| store.add(line, file_time))
+                .with_context(|| path.display().to_string())?;
+        }
+        Ok(store)
+    }
+
+    fn add(&mut self, line: &[u8], file_time: Timestamp) -> Result<()> {
+        let value: Value = serde_json::from_slice(line)?;
+        let text = |name: &str| value[name].as_str().map(str::to_owned).with_context(|| format!("no {name}"));
+        let (resource_type, id) = (text("resourceType")?, text("id")?);
+        let changed = match value["meta"]["lastUpdated"].as_str() {
+            Some(instant) => instant.parse()?,
+            None => file_time,
+        };
+        let mut references = BTreeSet::new();
+        self.collect_references(&value, &mut references);
+        let resource = Resource {
+            hash: hash_line(line),
+            changed,
+            version: value["meta"]["versionId"].as_str().and_then(|text| text.parse().ok()).unwrap_or(0),
+            patients: self.compartment.patients(&resource_type, &id, &value),
+            references,
+            resource_type,
+            id,
+        };
+        if resource.resource_type == "Group" {
+            self.rosters.insert(resource.id.clone(), Roster::read(&value));
+        }
+        let key = (resource.resource_type.clone(), resource.id.clone());
+        match self.by_key.get(&key) {
+            Some(index) => {
+                let present = &mut self.resources[*index];
+                if (resource.changed, resource.version) > (present.changed, present.version) {
+                    *present = resource;
+                }
+            }
+            None => {
+                self.by_key.insert(key, self.resources.len());
+                self.resources.push(resource);
+            }
+        }
+        Ok(())
+    }
+
+    fn collect_references(&self, value: &Value, into: &mut BTreeSet<(String, String)>) {
+        match value {
+            Value::Array(items) => items.iter().for_each(|item| self.collect_references(item, into)),
+            Value::Object(members) => {
+                for (name, inner) in members {
+                    let reference = inner.as_str().filter(|_| name == "reference");
+                    if let Some((kind, id)) = reference.and_then(relative_reference)
+                        && !self.compartment.is_official(kind)
+                    {
+                        into.insert((kind.to_owned(), id.to_owned()));
+                    }
+                    self.collect_references(inner, into);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// How many resources there are.
+    pub fn len(&self) -> usize {
+        self.resources.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.resources.is_empty()
+    }
+
+    /// The ids of all resources of a type, in file order.
+    pub fn ids(&self, resource_type: &str) -> Vec<&str> {
+        let of_type = self.resources.iter().filter(|resource| resource.resource_type == resource_type);
+        of_type.map(|resource| resource.id.as_str()).collect()
+    }
+
+    /// What the export must hold, each line as often as it must be there.
+    pub fn expected(&self, query: &Query, now: Timestamp) -> Lines {
+        let mut emitted: BTreeSet<usize> = BTreeSet::new();
+        let asked = self.asked_patients(query, now);
+        for (index, resource) in self.resources.iter().enumerate() {
+            let covered = self.is_covered(resource, query, asked.as_ref());
+            if covered && query.wants_type(&resource.resource_type) && query.wants_moment(resource.changed) {
+                emitted.insert(index);
+            }
+        }
+        if query.level != Level::System {
+            self.add_supporting(query, &mut emitted);
+        }
+        let mut lines = Lines::default();
+        for index in emitted {
+            lines.add(&self.resources[index].resource_type, self.resources[index].hash);
+        }
+        lines
+    }
+
+    /// The patients of the job; `None` for all.
+    fn asked_patients(&self, query: &Query, now: Timestamp) -> Option<BTreeSet<String>> {
+        let members = match &query.level {
+            Level::Group(id) => Some(membership::patients(&self.rosters, id, now)),
+            Level::System | Level::Patient => None,
+        };
+        match (members, query.patients.is_empty()) {
+            (members, true) => members,
+            (None, false) => Some(query.patients.clone()),
+            (Some(members), false) => Some(members.intersection(&query.patients).cloned().collect()),
+        }
+    }
+
+    fn is_covered(&self, resource: &Resource, query: &Query, asked: Option<&BTreeSet<String>>) -> bool {
+        if query.level == Level::System {
+            return true;
+        }
+        if resource.resource_type == "Group" {
+            return query.level == Level::Group(resource.id.clone());
+        }
+        match asked {
+            None => !resource.patients.is_empty(),
+            Some(asked) if query.patients.is_empty() => !resource.patients.is_disjoint(asked),
+            Some(asked) => !resource.patients.is_empty() && resource.patients.is_subset(asked),
+        }
+    }
+
+    fn add_supporting(&self, query: &Query, emitted: &mut BTreeSet<usize>) {
+        let mut frontier: Vec<usize> = emitted.iter().copied().collect();
+        for _ in 0..ROUNDS {
+            let mut found = Vec::new();
+            for key in frontier.iter().flat_map(|index| &self.resources[*index].references) {
+                let Some(index) = self.by_key.get(key).copied() else { continue };
+                let wanted = query.wants_type(&key.0) && !NEVER_SUPPORTING.contains(&key.0.as_str());
+                if wanted && self.resources[index].patients.is_empty() && emitted.insert(index) {
+                    found.push(index);
+                }
+            }
+            frontier = found;
+        }
+    }
+
+    /// Compares a result with what it must be; the error says what is missing and what is too much.
+    pub fn judge(&self, query: &Query, now: Timestamp, got: &Lines) -> Result<()> {
+        let expected = self.expected(query, now);
+        let name = |hash: LineHash| {
+            let known = self.resources.iter().find(|resource| resource.hash == hash);
+            known.map(|resource| format!("{}/{}", resource.resource_type, resource.id))
+        };
+        let report = expected.difference(got, &name);
+        anyhow::ensure!(
+            report.is_empty(),
+            "{query:?}: expected {} lines, got {}\n{report}",
+            expected.total(),
+            got.total()
+        );
+        Ok(())
+    }
+}

@@ -1,0 +1,353 @@
+//! First use of a lake, and every use after it changed: reads what is needed, and makes a new generation.
+//!
+//! A type is redone as a whole when any file that holds or held it changed; the files of all other lanes are
+//! shared with the generation before. Files that did not change are read again only for types that are redone.
+//! The result does not depend on the number of threads nor on whether it was made at once or in steps.
+
+use std::collections::{BTreeSet, HashSet};
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use flatbed_types::{Instant, ResourceType};
+
+use super::catalog::{
+    FileEntry, Generation, LaneEntry, Settings, by_path, lane_file_name, problems_file_name,
+};
+use super::collect::{Collected, Collector, Reading, push_problem};
+use super::disk::disk_error;
+use super::duplicates::{Conflict, Losers, resolve};
+use super::list::{Listed, Listing, Place, Stamp};
+use super::merge::Merged;
+use super::order::{Sources, write_lanes};
+use super::problems::{ProblemWriter, Stored, each_stored};
+use super::record::Types;
+use crate::compartment::Compartment;
+use crate::sort::Sorter;
+use crate::source::{Progress, SourceError};
+
+/// Times a file is read when it changes meanwhile.
+const TRIES: u32 = 2;
+/// A problem that does not stem from a reading.
+const NO_UNIT: u32 = u32::MAX;
+
+/// What a build works with.
+pub(super) struct Build<'a> {
+    pub(super) place: &'a Place,
+    pub(super) folder: &'a Path,
+    pub(super) scratch: &'a Path,
+    pub(super) settings: Settings,
+    pub(super) threads: usize,
+    pub(super) sort_budget: usize,
+    pub(super) listing: &'a Listing,
+    /// The newest generation with the same settings.
+    pub(super) base: Option<&'a Generation>,
+    pub(super) number: u64,
+    pub(super) time: Instant,
+    pub(super) progress: &'a dyn Progress,
+}
+
+/// What is known of the files while they are read.
+struct Files {
+    entries: Vec<Mutex<Option<FileEntry>>>,
+    /// Readings of files that changed meanwhile.
+    dead: Mutex<HashSet<u32>>,
+    read: Arc<AtomicU64>,
+    total: AtomicU64,
+}
+
+/// One file to read, by its place in the listing.
+type Task<'a> = (usize, Option<&'a BTreeSet<ResourceType>>);
+
+impl Build<'_> {
+    /// Makes the generation and all of its files but does not enter it into the catalogue.
+    pub(super) fn run(&self) -> Result<Generation, SourceError> {
+        let known = self.base.map(|base| by_path(&base.files)).unwrap_or_default();
+        let unchanged = |listed: &Listed| {
+            let entry = known.get(listed.path.as_str())?;
+            let same = entry.size == listed.stamp.size && entry.modified == listed.stamp.modified.nanos();
+            (same && !entry.unread).then_some(*entry)
+        };
+        let listed = &self.listing.files;
+        let kept: Vec<Option<&FileEntry>> = listed.iter().map(unchanged).collect();
+        let kept_paths: HashSet<&str> = kept.iter().flatten().map(|entry| entry.path.as_str()).collect();
+        let gone = known.values().filter(|entry| !kept_paths.contains(entry.path.as_str()));
+        let mut redone: BTreeSet<ResourceType> = gone.flat_map(|entry| entry.types()).collect();
+
+        let files = Files {
+            entries: kept.iter().map(|entry| Mutex::new(entry.cloned())).collect(),
+            dead: Mutex::new(HashSet::new()),
+            read: Arc::new(AtomicU64::new(0)),
+            total: AtomicU64::new(0),
+        };
+        let mut collectors = self.collectors()?;
+        let fresh: Vec<Task<'_>> =
+            (0..listed.len()).filter(|index| kept[*index].is_none()).map(|index| (index, None)).collect();
+        self.read_all(&fresh, &files, &mut collectors)?;
+        for (index, _) in &fresh {
+            let entry = files.entries[*index].lock().unwrap_or_else(PoisonError::into_inner);
+            redone.extend(entry.iter().flat_map(FileEntry::types));
+        }
+        let holds = |entry: &FileEntry| entry.types().any(|held| redone.contains(&held));
+        let again: Vec<Task<'_>> = kept
+            .iter()
+            .enumerate()
+            .filter(|(_, entry)| entry.is_some_and(holds))
+            .map(|(index, _)| (index, Some(&redone)))
+            .collect();
+        self.read_all(&again, &files, &mut collectors)?;
+        self.finish(files, collectors, &redone, &kept_paths)
+    }
+
+    fn collectors(&self) -> Result<Vec<Collector>, SourceError> {
+        let compartment = Compartment { beyond_the_definition: self.settings.beyond_the_definition };
+        let budget = self.sort_budget / self.threads;
+        (0..self.threads)
+            .map(|number| {
+                Collector::new(number as u32, self.settings.max_line, compartment, self.scratch, budget)
+            })
+            .collect::<io::Result<_>>()
+            .map_err(|error| disk_error(&error))
+    }
+
+    /// Reads files with all threads, the largest first.
+    fn read_all(
+        &self,
+        tasks: &[Task<'_>],
+        files: &Files,
+        collectors: &mut [Collector],
+    ) -> Result<(), SourceError> {
+        let size = |index: usize| self.listing.files[index].stamp.size;
+        let mut tasks = tasks.to_vec();
+        tasks.sort_by_key(|(index, _)| std::cmp::Reverse(size(*index)));
+        files.total.fetch_add(tasks.iter().map(|(index, _)| size(*index)).sum(), Ordering::Relaxed);
+        let next = AtomicUsize::new(0);
+        let work = |collector: &mut Collector| -> Result<(), SourceError> {
+            while let Some(task) = tasks.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let done = self.read_file(*task, files, collector);
+                if done.is_err() {
+                    next.store(tasks.len(), Ordering::Relaxed);
+                    return done;
+                }
+                self.tell(files);
+            }
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            let threads: Vec<_> =
+                collectors.iter_mut().map(|collector| scope.spawn(|| work(collector))).collect();
+            let mut outcome = Ok(());
+            for thread in threads {
+                let ended = thread.join().unwrap_or_else(|_| {
+                    Err(SourceError::failed(
+                        "a thread that read the lake ended unexpectedly; this is a defect",
+                    ))
+                });
+                outcome = outcome.and(ended);
+            }
+            outcome
+        })
+    }
+
+    fn tell(&self, files: &Files) {
+        let read = files.read.load(Ordering::Relaxed);
+        // A file that is read twice, or grew, counts for more than its size in the listing.
+        self.progress.report("reading", read, files.total.load(Ordering::Relaxed).max(read));
+    }
+
+    fn read_file(
+        &self,
+        (index, only): Task<'_>,
+        files: &Files,
+        collector: &mut Collector,
+    ) -> Result<(), SourceError> {
+        let listed = &self.listing.files[index];
+        let path = self.place.base.join(&listed.path);
+        for attempt in 0..TRIES {
+            let unit = index as u32 * TRIES + attempt;
+            let opened = File::open(&path).and_then(|file| Ok((Stamp::of(&file.metadata()?), file)));
+            let (stamp, file) = match opened {
+                Ok(opened) => opened,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(changed(listed)),
+                Err(error) => {
+                    let message = format!("cannot be read: {error}");
+                    collector.file_problem(listed, unit, &message).map_err(|error| disk_error(&error))?;
+                    self.enter(files, index, listed.stamp, BTreeSet::new(), true);
+                    return Ok(());
+                }
+            };
+            let reading = Reading { listed, file, unit, modified: stamp.modified, only };
+            let types = collector
+                .read(reading, files.read.clone(), &|| self.tell(files))
+                .map_err(|error| disk_error(&error))?;
+            let after = std::fs::metadata(&path).map(|metadata| Stamp::of(&metadata));
+            let same = after.is_ok_and(|after| after == stamp);
+            if same && (only.is_none() || stamp == listed.stamp) {
+                if only.is_none() {
+                    self.enter(files, index, stamp, types, false);
+                }
+                return Ok(());
+            }
+            if only.is_some() {
+                // It was taken for unchanged when the types to redo were found.
+                return Err(changed(listed));
+            }
+            files.dead.lock().unwrap_or_else(PoisonError::into_inner).insert(unit);
+        }
+        Err(changed(listed))
+    }
+
+    fn enter(&self, files: &Files, index: usize, stamp: Stamp, types: BTreeSet<ResourceType>, unread: bool) {
+        let entry = FileEntry {
+            path: self.listing.files[index].path.clone(),
+            size: stamp.size,
+            modified: stamp.modified.nanos(),
+            types: types.iter().map(|held| held.name().to_owned()).collect(),
+            unread,
+        };
+        *files.entries[index].lock().unwrap_or_else(PoisonError::into_inner) = Some(entry);
+    }
+
+    /// Everything is read: duplicates, lanes, problems.
+    fn finish(
+        &self,
+        files: Files,
+        collectors: Vec<Collector>,
+        redone: &BTreeSet<ResourceType>,
+        kept_paths: &HashSet<&str>,
+    ) -> Result<Generation, SourceError> {
+        let disk = |error: io::Error| disk_error(&error);
+        let collected: Vec<Collected> =
+            collectors.into_iter().map(Collector::finish).collect::<io::Result<_>>().map_err(disk)?;
+        let dead = files.dead.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let entries: Vec<FileEntry> = files
+            .entries
+            .into_iter()
+            .filter_map(|entry| entry.into_inner().unwrap_or_else(PoisonError::into_inner))
+            .collect();
+        let (mut rows, mut identities, mut problems) = (Vec::new(), Vec::new(), Vec::new());
+        let mut spools = Vec::new();
+        let mut bytes = 0;
+        for part in collected {
+            rows.push(part.rows);
+            identities.push(part.identities);
+            problems.push(part.problems);
+            spools.push(part.spool);
+            bytes += part.bytes;
+        }
+        let mut more = Sorter::new(self.scratch, 1 << 20);
+        let identities = Merged::new(identities).map_err(disk)?;
+        let losers = self.duplicates(identities, &dead, &mut more).map_err(disk)?;
+        self.carry_over(redone, kept_paths, &mut more)?;
+        problems.push(more.finish().map_err(disk)?);
+        let problems_name = problems_file_name(self.number);
+        write_problems(problems, &dead, &self.folder.join(&problems_name)).map_err(disk)?;
+
+        let rows = Merged::new(rows).map_err(disk)?;
+        let sources = Sources { rows, spools: &spools, losers: &losers, dead: &dead, bytes };
+        let name = |lane| lane_file_name(self.number, lane);
+        let ordered = write_lanes(sources, self.folder, &name, self.threads, self.progress).map_err(disk)?;
+        let mut lanes: Vec<LaneEntry> =
+            ordered.lanes.into_iter().map(|(lane, file)| LaneEntry::new(lane, file)).collect();
+        for lane in self.base.iter().flat_map(|base| &base.lanes) {
+            if !redone.contains(&lane.lane().map_err(disk)?.resource_type) {
+                lanes.push(lane.clone());
+            }
+        }
+        lanes.sort_by(|a, b| (&a.resource_type, a.standalone).cmp(&(&b.resource_type, b.standalone)));
+        let obstacles = self.listing.obstacles.clone();
+        Ok(Generation {
+            number: self.number,
+            fingerprint: Generation::compute_fingerprint(self.settings, &entries, &obstacles),
+            time: self.time.nanos(),
+            settings: self.settings,
+            files: entries,
+            obstacles,
+            lanes,
+            problems: problems_name,
+        })
+    }
+
+    fn duplicates(
+        &self,
+        identities: Merged,
+        dead: &HashSet<u32>,
+        problems: &mut Sorter,
+    ) -> io::Result<Losers> {
+        let types = Types::new();
+        let place = |origin: super::record::Origin| {
+            let path = self.listing.files.get(origin.file()).map_or("", |listed| listed.path.as_str());
+            format!("{path}:{}", origin.line)
+        };
+        resolve(identities, dead, &mut |conflict: Conflict| {
+            let resource_type = types.of(conflict.type_number)?;
+            let resource = format!("{resource_type}/{}", conflict.id);
+            let (loser, winner) = (place(conflict.loser), place(conflict.winner));
+            let stored = Stored {
+                issue: "conflict".to_owned(),
+                message: format!(
+                    "{loser}: {resource} is left out: {winner} has other content for it and is newer or later"
+                ),
+                resource: Some(resource),
+                file: self.listing.files.get(conflict.loser.file()).map(|listed| listed.path.clone()),
+                conflict: Some(resource_type.name().to_owned()),
+                line: conflict.loser.line,
+            };
+            push_problem(problems, conflict.loser.unit, &stored)
+        })
+    }
+
+    /// Problems of the generation before that still hold, and of places that could not be looked into.
+    fn carry_over(
+        &self,
+        redone: &BTreeSet<ResourceType>,
+        kept_paths: &HashSet<&str>,
+        problems: &mut Sorter,
+    ) -> Result<(), SourceError> {
+        let disk = |error: io::Error| disk_error(&error);
+        for obstacle in &self.listing.obstacles {
+            let stored = Stored {
+                issue: "exception".to_owned(),
+                message: obstacle.clone(),
+                resource: None,
+                file: None,
+                conflict: None,
+                line: 0,
+            };
+            push_problem(problems, NO_UNIT, &stored).map_err(disk)?;
+        }
+        let Some(base) = self.base else { return Ok(()) };
+        let before: PathBuf = self.folder.join(&base.problems);
+        let before = Arc::new(File::open(before).map_err(disk)?);
+        each_stored(&before, &mut |stored: Stored| {
+            let holds = match (&stored.conflict, &stored.file) {
+                (Some(name), _) => name.parse().is_ok_and(|held: ResourceType| !redone.contains(&held)),
+                (None, Some(path)) => kept_paths.contains(path.as_str()),
+                (None, None) => false,
+            };
+            if holds { push_problem(problems, NO_UNIT, &stored).map_err(disk) } else { Ok(()) }
+        })
+    }
+}
+
+fn write_problems(problems: Vec<crate::sort::Sorted>, dead: &HashSet<u32>, path: &Path) -> io::Result<()> {
+    let mut merged = Merged::new(problems)?;
+    let mut writer = ProblemWriter::create(path)?;
+    while let Some((_, value)) = merged.next()? {
+        let mut record = value;
+        let unit = u32::from_le_bytes(super::lane_file::fixed(&mut record)?);
+        if !dead.contains(&unit) {
+            writer.push(record)?;
+        }
+    }
+    writer.finish()
+}
+
+fn changed(listed: &Listed) -> SourceError {
+    SourceError::changed(format!(
+        "{} changed while it was read; try again when nothing is written to the lake",
+        listed.path
+    ))
+}

@@ -1,0 +1,256 @@
+//! The catalogue of an index: which generations there are, what each was made from, and which files it has.
+//!
+//! It is written last and replaced as a whole, so that after a crash it is the old one or the new one; files
+//! that it does not name are leftovers. Whoever changes anything in the folder holds its lock.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use flatbed_types::{Instant, Lane, ResourceType, Section};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::disk::replace;
+use super::list::Listing;
+use crate::source::SourceError;
+
+/// Version of all formats of an index. Another one is built anew.
+const FORMAT: u32 = 1;
+/// Generations kept for the tasks of plans that were made from them.
+pub(super) const KEPT: usize = 3;
+const CATALOG: &str = "catalog.json";
+const LOCK: &str = "lock";
+
+/// What of the options decides what is in the ordered copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Settings {
+    pub(super) max_line: u64,
+    pub(super) beyond_the_definition: bool,
+}
+
+/// A file as it was read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct FileEntry {
+    pub(super) path: String,
+    pub(super) size: u64,
+    /// Nanoseconds since 1970.
+    pub(super) modified: i64,
+    /// Types of which it holds rows.
+    pub(super) types: Vec<String>,
+    /// It could not be opened.
+    #[serde(default)]
+    pub(super) unread: bool,
+}
+
+impl FileEntry {
+    pub(super) fn types(&self) -> impl Iterator<Item = ResourceType> + '_ {
+        self.types.iter().filter_map(|name| name.parse().ok())
+    }
+}
+
+/// A lane and its file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct LaneEntry {
+    pub(super) resource_type: String,
+    pub(super) standalone: bool,
+    pub(super) file: String,
+}
+
+impl LaneEntry {
+    pub(super) fn new(lane: Lane, file: String) -> LaneEntry {
+        LaneEntry {
+            resource_type: lane.resource_type.name().to_owned(),
+            standalone: lane.section == Section::Standalone,
+            file,
+        }
+    }
+
+    pub(super) fn lane(&self) -> io::Result<Lane> {
+        let resource_type = self.resource_type.parse().map_err(|_| io::ErrorKind::InvalidData)?;
+        let section = if self.standalone { Section::Standalone } else { Section::Compartment };
+        Ok(Lane { resource_type, section })
+    }
+}
+
+/// One state of the lake, put into patient order. Immutable.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Generation {
+    pub(super) number: u64,
+    pub(super) fingerprint: String,
+    /// The transaction time when it was made, in nanoseconds since 1970.
+    pub(super) time: i64,
+    pub(super) settings: Settings,
+    pub(super) files: Vec<FileEntry>,
+    pub(super) obstacles: Vec<String>,
+    pub(super) lanes: Vec<LaneEntry>,
+    pub(super) problems: String,
+}
+
+impl Generation {
+    pub(super) fn time(&self) -> Instant {
+        Instant::from_nanos(self.time)
+    }
+
+    /// Whether it was made from exactly these files, all of which could be read.
+    pub(super) fn is_of(&self, listing: &Listing, settings: Settings) -> bool {
+        self.settings == settings
+            && self.obstacles == listing.obstacles
+            && self.files.len() == listing.files.len()
+            && self.files.iter().zip(&listing.files).all(|(entry, listed)| {
+                entry.path == listed.path
+                    && entry.size == listed.stamp.size
+                    && entry.modified == listed.stamp.modified.nanos()
+            })
+    }
+
+    /// The identity of the state: equal for two indexes that were made of the same files in the same way.
+    pub(super) fn compute_fingerprint(
+        settings: Settings,
+        files: &[FileEntry],
+        obstacles: &[String],
+    ) -> String {
+        let mut hash = Sha256::new();
+        let mut field = |bytes: &[u8]| {
+            hash.update((bytes.len() as u64).to_le_bytes());
+            hash.update(bytes);
+        };
+        field(&FORMAT.to_le_bytes());
+        field(&settings.max_line.to_le_bytes());
+        field(&[u8::from(settings.beyond_the_definition)]);
+        for file in files {
+            field(file.path.as_bytes());
+            field(&file.size.to_le_bytes());
+            field(&file.modified.to_le_bytes());
+            field(&[u8::from(file.unread)]);
+        }
+        for obstacle in obstacles {
+            field(obstacle.as_bytes());
+        }
+        let digest = hash.finalize();
+        let hex: String = digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+        format!("lake-{hex}")
+    }
+}
+
+/// The generations of one lake, oldest first.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Catalog {
+    format: u32,
+    pub(super) address: String,
+    pub(super) generations: Vec<Generation>,
+}
+
+impl Catalog {
+    /// The catalogue of a folder; an empty one where there is none that can be used.
+    pub(super) fn load(folder: &Path, address: &str) -> Result<Catalog, SourceError> {
+        let empty = Catalog { format: FORMAT, address: address.to_owned(), generations: Vec::new() };
+        let bytes = match fs::read(folder.join(CATALOG)) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(empty),
+            Err(error) => return Err(SourceError::io("the lake's index could not be opened", &error)),
+        };
+        match serde_json::from_slice::<Catalog>(&bytes) {
+            Ok(catalog) if catalog.format == FORMAT && catalog.address == address => Ok(catalog),
+            Ok(_) => Ok(empty),
+            Err(error) => {
+                tracing::warn!(%error, "the catalogue of the lake's index is damaged; the index is built anew");
+                Ok(empty)
+            }
+        }
+    }
+
+    /// Makes this generation the newest, drops what is not kept any more and writes the catalogue.
+    pub(super) fn commit(&mut self, folder: &Path, generation: Generation) -> io::Result<()> {
+        self.generations.retain(|kept| kept.fingerprint != generation.fingerprint);
+        self.generations.push(generation);
+        let excess = self.generations.len().saturating_sub(KEPT);
+        self.generations.drain(..excess);
+        replace(folder, CATALOG, &serde_json::to_vec(self)?)?;
+        self.sweep(folder)
+    }
+
+    /// Removes files that no generation has: of generations that are not kept, and of builds that died. Who
+    /// has them open reads on.
+    pub(super) fn sweep(&self, folder: &Path) -> io::Result<()> {
+        let mut named: BTreeSet<&str> = BTreeSet::from([CATALOG, LOCK]);
+        for generation in &self.generations {
+            named.insert(&generation.problems);
+            named.extend(generation.lanes.iter().map(|lane| lane.file.as_str()));
+        }
+        for entry in fs::read_dir(folder)? {
+            let entry = entry?;
+            let ours = entry.file_name().to_str().is_some_and(is_index_file);
+            let kept = entry.file_name().to_str().is_some_and(|name| named.contains(name));
+            if ours && !kept {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The number for a new generation.
+    pub(super) fn next_number(&self) -> u64 {
+        self.generations.iter().map(|generation| generation.number).max().unwrap_or(0) + 1
+    }
+
+    /// The generation with this fingerprint.
+    pub(super) fn find(&self, fingerprint: &str) -> Option<&Generation> {
+        self.generations.iter().find(|generation| generation.fingerprint == fingerprint)
+    }
+}
+
+/// Only files that an index can have made are ever removed: the folder may be a mistake in an option.
+fn is_index_file(name: &str) -> bool {
+    name.ends_with(".lane") || name.ends_with(".problems") || name == "catalog.json.tmp"
+}
+
+/// The file of a lane in a generation.
+pub(super) fn lane_file_name(number: u64, lane: Lane) -> String {
+    let section = if lane.section == Section::Standalone { "standalone" } else { "compartment" };
+    format!("g{number:06}-{}-{section}.lane", lane.resource_type)
+}
+
+/// The file of a generation's problems.
+pub(super) fn problems_file_name(number: u64) -> String {
+    format!("g{number:06}.problems")
+}
+
+/// The right to change an index; given back when dropped.
+pub(super) struct IndexLock(#[allow(dead_code)] File);
+
+impl IndexLock {
+    fn file(folder: &Path) -> io::Result<File> {
+        File::options().create(true).truncate(false).write(true).open(folder.join(LOCK))
+    }
+
+    /// Takes the lock if it is free.
+    pub(super) fn try_take(folder: &Path) -> io::Result<Option<IndexLock>> {
+        let file = IndexLock::file(folder)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(IndexLock(file))),
+            Err(fs::TryLockError::WouldBlock) => Ok(None),
+            Err(fs::TryLockError::Error(error)) => Err(error),
+        }
+    }
+
+    /// Takes the lock, waiting for whoever has it.
+    pub(super) fn take(folder: &Path) -> io::Result<IndexLock> {
+        let file = IndexLock::file(folder)?;
+        file.lock()?;
+        Ok(IndexLock(file))
+    }
+}
+
+/// The folder of one lake in an index that may have those of others.
+pub(super) fn folder_of(index: &Path, address: &str) -> PathBuf {
+    let digest = Sha256::digest(address.as_bytes());
+    let hex: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    index.join(format!("lake-{hex}"))
+}
+
+/// Files by path.
+pub(super) fn by_path(files: &[FileEntry]) -> HashMap<&str, &FileEntry> {
+    files.iter().map(|file| (file.path.as_str(), file)).collect()
+}

@@ -1,0 +1,441 @@
+//! Reads files of the lake line by line into the sorters of one thread.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use flatbed_types::request::FhirId;
+use flatbed_types::{Instant, ResourceType, Section};
+use xxhash_rust::xxh3::Xxh3;
+
+use super::directory::{REFERENCES, SEVERAL, put_list};
+use super::disk::{Spool, Spooled};
+use super::lines::{Line, Lines, Stop, open_plain};
+use super::list::Listed;
+use super::problems::Stored;
+use super::record::{Origin, Payload, Row, Types, identity_key, section_number};
+use crate::compartment::{Belonging, Compartment};
+use crate::header::{Header, Malformed, check_utf8, scan_line, scan_stream};
+use crate::piece::line_fingerprint;
+use crate::sort::{Sorted, Sorter};
+
+/// Memory for problems before they go to scratch files.
+const PROBLEM_BUDGET: usize = 1 << 20;
+/// Lines between two words of progress: some megabytes.
+const TICK_LINES: u64 = 4096;
+/// Share of the budget that is for identities, which are small against rows.
+const IDENTITY_SHARE: usize = 8;
+
+/// One reading of one file.
+pub(super) struct Reading<'a> {
+    pub(super) listed: &'a Listed,
+    pub(super) file: File,
+    pub(super) unit: u32,
+    /// Stands in for a missing `lastUpdated`.
+    pub(super) modified: Instant,
+    /// Only rows of these types, and no word about problems: the file is known already.
+    pub(super) only: Option<&'a BTreeSet<ResourceType>>,
+}
+
+/// What one thread collects.
+pub(super) struct Collector {
+    spool: Spool,
+    rows: Rows,
+}
+
+/// What a collector has at the end.
+pub(super) struct Collected {
+    pub(super) rows: Sorted,
+    pub(super) identities: Sorted,
+    pub(super) problems: Sorted,
+    pub(super) spool: Arc<File>,
+    pub(super) bytes: u64,
+}
+
+/// The collector but for its spool, which the lines come from.
+struct Rows {
+    number: u32,
+    max_line: u64,
+    compartment: Compartment,
+    types: Types,
+    rows: Sorter,
+    identities: Sorter,
+    problems: Sorter,
+    bytes: u64,
+    key: Vec<u8>,
+    value: Vec<u8>,
+}
+
+impl Collector {
+    /// `budget` is in bytes of memory, more or less.
+    pub(super) fn new(
+        number: u32,
+        max_line: u64,
+        compartment: Compartment,
+        scratch: &Path,
+        budget: usize,
+    ) -> io::Result<Collector> {
+        let identity_budget = budget / IDENTITY_SHARE;
+        Ok(Collector {
+            spool: Spool::new(scratch)?,
+            rows: Rows {
+                number,
+                max_line,
+                compartment,
+                types: Types::new(),
+                rows: Sorter::new(scratch, budget - identity_budget),
+                identities: Sorter::new(scratch, identity_budget),
+                problems: Sorter::new(scratch, PROBLEM_BUDGET),
+                bytes: 0,
+                key: Vec::new(),
+                value: Vec::new(),
+            },
+        })
+    }
+
+    /// Reads a file to its end or to where it is damaged. Gives the types of which it holds rows; `count`
+    /// hears the bytes read, `tick` is called now and then. Errors are those of the scratch folder.
+    pub(super) fn read(
+        &mut self,
+        reading: Reading<'_>,
+        count: Arc<AtomicU64>,
+        tick: &dyn Fn(),
+    ) -> io::Result<BTreeSet<ResourceType>> {
+        let about = About {
+            path: &reading.listed.path,
+            unit: reading.unit,
+            modified: reading.modified,
+            only: reading.only,
+            named: types_in_name(&reading.listed.path),
+        };
+        let mut held = Held::default();
+        let rows = &mut self.rows;
+        let stop = match open_plain(reading.file, reading.listed.coding, count) {
+            Ok(input) => Lines { input, max_line: rows.max_line, spool: &mut self.spool }.each(
+                &mut |line, content, spool| {
+                    if line % TICK_LINES == 0 {
+                        tick();
+                    }
+                    rows.line(&about, &mut held, line, content, spool)
+                },
+            ),
+            Err(error) => Err(Stop::Damaged(error, 0)),
+        };
+        match stop {
+            Ok(()) => {}
+            Err(Stop::Fatal(error)) => return Err(error),
+            Err(Stop::Damaged(error, after)) => {
+                let message = format!("damaged after line {after}, what follows is left out: {error}");
+                rows.problem(&about, after + 1, "incomplete", &message, None)?;
+            }
+        }
+        for (found, (line, count)) in &held.misnamed {
+            let message =
+                format!("{found} in a file named for another type ({count} rows, exported as {found})");
+            rows.problem(&about, *line, "value", &message, None)?;
+        }
+        Ok(held.types)
+    }
+
+    /// Notes a problem of a whole file.
+    pub(super) fn file_problem(&mut self, listed: &Listed, unit: u32, message: &str) -> io::Result<()> {
+        let about = About {
+            path: &listed.path,
+            unit,
+            modified: listed.stamp.modified,
+            only: None,
+            named: BTreeSet::new(),
+        };
+        self.rows.problem(&about, 0, "exception", message, None)
+    }
+
+    pub(super) fn finish(self) -> io::Result<Collected> {
+        Ok(Collected {
+            rows: self.rows.rows.finish()?,
+            identities: self.rows.identities.finish()?,
+            problems: self.rows.problems.finish()?,
+            spool: self.spool.file(),
+            bytes: self.rows.bytes,
+        })
+    }
+}
+
+/// The file that is being read.
+struct About<'a> {
+    path: &'a str,
+    unit: u32,
+    modified: Instant,
+    only: Option<&'a BTreeSet<ResourceType>>,
+    named: BTreeSet<ResourceType>,
+}
+
+/// What was found in the file so far.
+#[derive(Default)]
+struct Held {
+    types: BTreeSet<ResourceType>,
+    last: Option<ResourceType>,
+    /// Types that contradict the file's name: the first line, and how many.
+    misnamed: BTreeMap<ResourceType, (u64, u64)>,
+}
+
+/// Types that a file is named for: `Patient.ndjson`, `2.Patient-0001.ndjson.gz`.
+fn types_in_name(path: &str) -> BTreeSet<ResourceType> {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    name.split(['.', '-', '_']).filter_map(|part| part.parse().ok()).collect()
+}
+
+/// A resource that has what it needs.
+struct Identity {
+    resource_type: ResourceType,
+    id: FhirId,
+    changed: Instant,
+    version: Option<String>,
+}
+
+/// A reason to leave a line out: issue type, message.
+type Refusal = (&'static str, String);
+
+impl Rows {
+    fn line(
+        &mut self,
+        about: &About<'_>,
+        held: &mut Held,
+        number: u64,
+        line: Line<'_>,
+        spool: &Spool,
+    ) -> io::Result<()> {
+        let outcome = match line {
+            Line::Short(bytes) => self.short(about, held, number, bytes)?,
+            Line::Long(place) => self.long(about, held, number, place, &spool.file())?,
+            Line::TooLong => {
+                Err(("too-long", format!("longer than {} bytes (option --max-line)", self.max_line)))
+            }
+        };
+        match outcome {
+            Ok(()) => Ok(()),
+            Err((issue, message)) => self.problem(about, number, issue, &message, None),
+        }
+    }
+
+    fn short(
+        &mut self,
+        about: &About<'_>,
+        held: &mut Held,
+        number: u64,
+        bytes: &[u8],
+    ) -> io::Result<Result<(), Refusal>> {
+        // The type may stand behind the references.
+        let mut references: Vec<(usize, usize)> = Vec::new();
+        let mut texts = Vec::new();
+        let scanned = scan_line(bytes, &mut |path, reference| {
+            references.push((path.len(), reference.len()));
+            texts.extend_from_slice(path);
+            texts.extend_from_slice(reference);
+        });
+        let header = match scanned {
+            Ok(header) => header,
+            Err(error) => return refuse(error),
+        };
+        let identity = match self.identify(about, held, number, &header)? {
+            Ok(Some(identity)) => identity,
+            Ok(None) => return Ok(Ok(())),
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        let mut collect = self.compartment.belonging(identity.resource_type, identity.id.as_str());
+        let mut rest = texts.as_slice();
+        for (path, reference) in references {
+            let (pair, tail) = rest.split_at(path + reference);
+            collect.reference(&pair[..path], &pair[path..]);
+            rest = tail;
+        }
+        self.bytes += bytes.len() as u64;
+        let origin = Origin { unit: about.unit, line: number };
+        let fingerprint = line_fingerprint(bytes);
+        self.push(origin, &identity, &collect.finish(), fingerprint, Payload::Line(bytes)).map(Ok)
+    }
+
+    /// A line that is never in memory whole: it is read three times from the spool.
+    fn long(
+        &mut self,
+        about: &About<'_>,
+        held: &mut Held,
+        number: u64,
+        place: Spooled,
+        spool: &Arc<File>,
+    ) -> io::Result<Result<(), Refusal>> {
+        let scanned =
+            check_utf8(place.open(spool)).and_then(|()| scan_stream(place.open(spool), &mut |_, _| {}));
+        let header = match scanned {
+            Ok(header) => header,
+            Err(error) => return refuse(error),
+        };
+        let identity = match self.identify(about, held, number, &header)? {
+            Ok(Some(identity)) => identity,
+            Ok(None) => return Ok(Ok(())),
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        let mut collect = self.compartment.belonging(identity.resource_type, identity.id.as_str());
+        let again = scan_stream(place.open(spool), &mut |path, reference| collect.reference(path, reference));
+        if let Err(error) = again {
+            return refuse(error);
+        }
+        let mut hasher = Xxh3::new();
+        let mut reader = place.open(spool);
+        loop {
+            let buffer = io::BufRead::fill_buf(&mut reader)?;
+            if buffer.is_empty() {
+                break;
+            }
+            hasher.update(buffer);
+            let len = buffer.len();
+            io::BufRead::consume(&mut reader, len);
+        }
+        self.bytes += place.len;
+        let origin = Origin { unit: about.unit, line: number };
+        let payload = Payload::Spooled(self.number, place);
+        self.push(origin, &identity, &collect.finish(), hasher.digest128(), payload).map(Ok)
+    }
+
+    /// Checks type, id and time. `None` for a row of a type that is not wanted.
+    fn identify(
+        &mut self,
+        about: &About<'_>,
+        held: &mut Held,
+        number: u64,
+        header: &Header,
+    ) -> io::Result<Result<Option<Identity>, Refusal>> {
+        let refusal = |issue, message: &str| Ok(Err((issue, message.to_owned())));
+        let Some(name) = header.resource_type.text() else {
+            return refusal("required", "no resourceType");
+        };
+        let Ok(resource_type) = name.parse::<ResourceType>() else {
+            return refusal("value", "the resourceType is not a type of FHIR R4");
+        };
+        if !resource_type.is_exportable() {
+            return Ok(Err(("value", format!("{resource_type} resources are not exported"))));
+        }
+        let Some(id) = header.id.text() else {
+            return refusal("required", "no id");
+        };
+        let Ok(id) = id.parse::<FhirId>() else {
+            return refusal("value", "the id is not a FHIR id (1 to 64 letters, digits, '-' or '.')");
+        };
+        if about.only.is_some_and(|only| !only.contains(&resource_type)) {
+            return Ok(Ok(None));
+        }
+        if held.last != Some(resource_type) {
+            held.last = Some(resource_type);
+            held.types.insert(resource_type);
+        }
+        if !about.named.is_empty() && !about.named.contains(&resource_type) {
+            held.misnamed.entry(resource_type).or_insert((number, 0)).1 += 1;
+        }
+        let changed = match &header.last_updated {
+            crate::header::Field::Absent => about.modified,
+            field => match field.text().and_then(|text| text.parse().ok()) {
+                Some(changed) => changed,
+                None => {
+                    let message = "meta.lastUpdated is not a FHIR instant; the file's time stands in for it";
+                    self.problem(about, number, "value", message, Some(format!("{resource_type}/{id}")))?;
+                    about.modified
+                }
+            },
+        };
+        let version = header.version.text().map(str::to_owned);
+        Ok(Ok(Some(Identity { resource_type, id, changed, version })))
+    }
+
+    fn push(
+        &mut self,
+        origin: Origin,
+        identity: &Identity,
+        belonging: &Belonging,
+        fingerprint: u128,
+        payload: Payload<'_>,
+    ) -> io::Result<()> {
+        let type_number = self.types.number(identity.resource_type);
+        let id = identity.id.as_str();
+        let mut key = std::mem::take(&mut self.key);
+        identity_key(&mut key, type_number, id, identity.changed, identity.version.as_deref(), origin);
+        self.identities.push(&key, &fingerprint.to_le_bytes())?;
+
+        let mut lists = Vec::new();
+        let mut flags = 0;
+        if belonging.patients.len() > 1 {
+            flags |= SEVERAL;
+            put_list(&mut lists, &belonging.patients);
+        }
+        if !belonging.supporting.is_empty() {
+            flags |= REFERENCES;
+            put_list(&mut lists, &belonging.supporting);
+        }
+        let changed = identity.changed;
+        Row { origin, fingerprint, changed, flags, lists: &lists, payload }.encode(&mut self.value);
+        let section = if belonging.patients.is_empty() { Section::Standalone } else { Section::Compartment };
+        let lane = [type_number, section_number(section)];
+        row_key(&mut key, lane, belonging.patients.first(), id);
+        self.rows.push(&key, &self.value)?;
+        if let Some((least, others)) = belonging.patients.split_first() {
+            let payload = Payload::Link(least);
+            Row { origin, fingerprint, changed, flags: 0, lists: &[], payload }.encode(&mut self.value);
+            for other in others {
+                row_key(&mut key, lane, Some(other), id);
+                self.rows.push(&key, &self.value)?;
+            }
+        }
+        self.key = key;
+        Ok(())
+    }
+
+    fn problem(
+        &mut self,
+        about: &About<'_>,
+        line: u64,
+        issue: &str,
+        message: &str,
+        resource: Option<String>,
+    ) -> io::Result<()> {
+        if about.only.is_some() {
+            return Ok(());
+        }
+        let place = if line == 0 { about.path.to_owned() } else { format!("{}:{line}", about.path) };
+        let stored = Stored {
+            issue: issue.to_owned(),
+            message: format!("{place}: {message}"),
+            resource,
+            file: Some(about.path.to_owned()),
+            conflict: None,
+            line,
+        };
+        push_problem(&mut self.problems, about.unit, &stored)
+    }
+}
+
+/// The key of a row in the sort: its lane, then its key in the lane.
+fn row_key(out: &mut Vec<u8>, lane: [u8; 2], patient: Option<&Vec<u8>>, id: &str) {
+    out.clear();
+    out.extend_from_slice(&lane);
+    if let Some(patient) = patient {
+        out.extend_from_slice(patient);
+        out.push(0);
+    }
+    out.extend_from_slice(id.as_bytes());
+}
+
+/// Adds a problem to a sorter, with the reading that it stems from.
+pub(super) fn push_problem(problems: &mut Sorter, unit: u32, stored: &Stored) -> io::Result<()> {
+    let mut value = unit.to_le_bytes().to_vec();
+    serde_json::to_writer(&mut value, stored)?;
+    problems.push(&stored.sort_key(), &value)
+}
+
+/// A line that cannot be used is a refusal; that it could not be read back from the spool is an error.
+fn refuse(error: Malformed) -> io::Result<Result<(), Refusal>> {
+    match error {
+        Malformed::Io(error) => Err(error),
+        other => Ok(Err(("structure", other.to_string()))),
+    }
+}

@@ -1,0 +1,217 @@
+//! One lane of the ordered copy: a file of blocks.
+//!
+//! ```text
+//! block*  : raw deflate runs (full flush), then zstd(directory)        see `directory`
+//! index   : zstd( block entry* )
+//! footer  : index offset u64le, stored length u64le, plain length u64le, CRC-32 u32le, magic "FBLN0001"
+//! entry   : list(first key, last key), flags u8, varint home rows, varint offset,
+//!           varint runs, (varint plain length, varint stored length, CRC-32 u32le)*,
+//!           directory: varint stored length, varint plain length, CRC-32 u32le,
+//!           fingerprint u128le, least and greatest lastUpdated of home rows i64le
+//! ```
+//!
+//! A block holds whole rows of about a megabyte in one run, or one longer row alone in several. Everything
+//! read is checked against its CRC-32. Knows nothing of what is asked of the rows: `read` does.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+use flatbed_types::Instant;
+
+use super::directory::Directory;
+use super::disk::read_at;
+use crate::keylist::{put_varint, take, take_varint};
+use crate::segment::inflate_runs;
+
+pub(super) const MAGIC: &[u8; 8] = b"FBLN0001";
+const FOOTER: usize = 8 + 8 + 8 + 4 + 8;
+/// The block is one row in several runs. Other flags are those of the directory's entries, joined.
+pub(super) const LONG: u8 = 8;
+
+/// A deflate run.
+pub(super) struct Run {
+    pub(super) raw_len: u64,
+    pub(super) stored_len: u64,
+    pub(super) crc32: u32,
+}
+
+/// What the index says of a block.
+pub(super) struct Block {
+    pub(super) first: Vec<u8>,
+    pub(super) last: Vec<u8>,
+    pub(super) flags: u8,
+    /// Rows whose bytes stand here.
+    pub(super) homes: u64,
+    pub(super) offset: u64,
+    pub(super) runs: Vec<Run>,
+    pub(super) directory_len: u64,
+    pub(super) directory_plain_len: u64,
+    pub(super) directory_crc32: u32,
+    /// Sum of the fingerprints of the home rows.
+    pub(super) fingerprint: u128,
+    /// Of the home rows; in reverse order where there is none.
+    pub(super) first_changed: Instant,
+    pub(super) last_changed: Instant,
+}
+
+impl Block {
+    pub(super) fn is_long(&self) -> bool {
+        self.flags & LONG != 0
+    }
+
+    pub(super) fn raw_len(&self) -> u64 {
+        self.runs.iter().map(|run| run.raw_len).sum()
+    }
+
+    pub(super) fn encode(&self, out: &mut Vec<u8>) {
+        for key in [&self.first, &self.last] {
+            put_varint(out, key.len() as u64);
+            out.extend_from_slice(key);
+        }
+        out.push(self.flags);
+        put_varint(out, self.homes);
+        put_varint(out, self.offset);
+        put_varint(out, self.runs.len() as u64);
+        for run in &self.runs {
+            put_varint(out, run.raw_len);
+            put_varint(out, run.stored_len);
+            out.extend_from_slice(&run.crc32.to_le_bytes());
+        }
+        put_varint(out, self.directory_len);
+        put_varint(out, self.directory_plain_len);
+        out.extend_from_slice(&self.directory_crc32.to_le_bytes());
+        out.extend_from_slice(&self.fingerprint.to_le_bytes());
+        out.extend_from_slice(&self.first_changed.nanos().to_le_bytes());
+        out.extend_from_slice(&self.last_changed.nanos().to_le_bytes());
+    }
+
+    fn decode(rest: &mut &[u8]) -> io::Result<Block> {
+        let mut key = || -> io::Result<Vec<u8>> {
+            let len = take_varint(rest)? as usize;
+            Ok(take(rest, len)?.to_vec())
+        };
+        let (first, last) = (key()?, key()?);
+        let flags = take(rest, 1)?[0];
+        let homes = take_varint(rest)?;
+        let offset = take_varint(rest)?;
+        let count = take_varint(rest)?;
+        let mut runs = Vec::new();
+        for _ in 0..count {
+            let (raw_len, stored_len) = (take_varint(rest)?, take_varint(rest)?);
+            runs.push(Run { raw_len, stored_len, crc32: u32::from_le_bytes(fixed(rest)?) });
+        }
+        Ok(Block {
+            first,
+            last,
+            flags,
+            homes,
+            offset,
+            runs,
+            directory_len: take_varint(rest)?,
+            directory_plain_len: take_varint(rest)?,
+            directory_crc32: u32::from_le_bytes(fixed(rest)?),
+            fingerprint: u128::from_le_bytes(fixed(rest)?),
+            first_changed: Instant::from_nanos(i64::from_le_bytes(fixed(rest)?)),
+            last_changed: Instant::from_nanos(i64::from_le_bytes(fixed(rest)?)),
+        })
+    }
+}
+
+/// Takes a number of fixed size off the front.
+pub(super) fn fixed<const N: usize>(rest: &mut &[u8]) -> io::Result<[u8; N]> {
+    take(rest, N)?.try_into().map_err(|_| damaged("number"))
+}
+
+fn damaged(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("damaged lane file: {what}"))
+}
+
+/// A lane file opened for reading; its index is in memory.
+pub(super) struct LaneFile {
+    /// None for a lane without rows.
+    file: Option<File>,
+    pub(super) blocks: Vec<Block>,
+}
+
+impl LaneFile {
+    pub(super) fn open(path: &Path) -> io::Result<LaneFile> {
+        let file = File::open(path)?;
+        let size = file.metadata()?.len();
+        let footer_at = size.checked_sub(FOOTER as u64).ok_or_else(|| damaged("too short"))?;
+        let footer = read_at(&file, footer_at, FOOTER)?;
+        let mut rest = footer.as_slice();
+        let offset = u64::from_le_bytes(fixed(&mut rest)?);
+        let stored = u64::from_le_bytes(fixed(&mut rest)?);
+        let plain = u64::from_le_bytes(fixed(&mut rest)?);
+        let crc32 = u32::from_le_bytes(fixed(&mut rest)?);
+        if rest != MAGIC || offset.checked_add(stored) != Some(footer_at) {
+            return Err(damaged("footer"));
+        }
+        let index = unpack(&read_at(&file, offset, stored as usize)?, plain, crc32)?;
+        let mut rest = index.as_slice();
+        let mut blocks = Vec::new();
+        while !rest.is_empty() {
+            blocks.push(Block::decode(&mut rest)?);
+        }
+        Ok(LaneFile { file: Some(file), blocks })
+    }
+
+    /// A lane without rows.
+    pub(super) fn empty() -> LaneFile {
+        LaneFile { file: None, blocks: Vec::new() }
+    }
+
+    fn read(&self, offset: u64, len: u64) -> io::Result<Vec<u8>> {
+        let file = self.file.as_ref().ok_or_else(|| damaged("a block in an empty lane"))?;
+        read_at(file, offset, len as usize)
+    }
+
+    /// The directory of a block.
+    pub(super) fn directory(&self, block: &Block) -> io::Result<Directory> {
+        let at = block.offset + block.runs.iter().map(|run| run.stored_len).sum::<u64>();
+        let stored = self.read(at, block.directory_len)?;
+        Directory::parse(unpack(&stored, block.directory_plain_len, block.directory_crc32)?)
+    }
+
+    /// A run as it is stored.
+    pub(super) fn stored_run(&self, block: &Block, index: usize) -> io::Result<Vec<u8>> {
+        let before: u64 = block.runs[..index].iter().map(|run| run.stored_len).sum();
+        self.read(block.offset + before, block.runs[index].stored_len)
+    }
+
+    /// The plain bytes of a run.
+    pub(super) fn plain_run(&self, block: &Block, index: usize) -> io::Result<Vec<u8>> {
+        let run = &block.runs[index];
+        let mut plain = Vec::new();
+        inflate_runs(&self.stored_run(block, index)?, run.raw_len as usize, &mut plain)?;
+        if crc32fast::hash(&plain) != run.crc32 {
+            return Err(damaged("checksum of a block"));
+        }
+        Ok(plain)
+    }
+
+    /// The plain bytes of a block that is not long.
+    pub(super) fn plain(&self, block: &Block) -> io::Result<Vec<u8>> {
+        match block.runs.len() {
+            0 => Ok(Vec::new()),
+            1 => self.plain_run(block, 0),
+            _ => Err(damaged("several runs in a block of several rows")),
+        }
+    }
+
+    /// The only block in which this key may stand.
+    pub(super) fn block_of(&self, key: &[u8]) -> Option<usize> {
+        let index = self.blocks.partition_point(|block| block.last.as_slice() < key);
+        (self.blocks.get(index)?.first.as_slice() <= key).then_some(index)
+    }
+}
+
+fn unpack(stored: &[u8], plain_len: u64, crc32: u32) -> io::Result<Vec<u8>> {
+    let plain = zstd::bulk::decompress(stored, plain_len as usize)?;
+    if plain.len() as u64 == plain_len && crc32fast::hash(&plain) == crc32 {
+        Ok(plain)
+    } else {
+        Err(damaged("checksum of an index"))
+    }
+}

@@ -1,0 +1,231 @@
+//! The lake: a folder of NDJSON files, plain, gzip or zstd, with resources in any order.
+//!
+//! At first use the lake is put into patient order: a copy of its rows, by lanes, with a catalogue
+//! (`decisions.md` 12). Everything is read from the copy. A build goes: [`list`] the files; [`lines`] of each
+//! are checked and taken apart by [`collect`] on all threads into external sorts ([`record`]); [`duplicates`]
+//! are resolved; [`order`] merges the sorts and writes one [`lane_file`] a lane ([`lane_writer`], [`directory`]);
+//! the [`catalog`] is replaced last. [`read`] gives ranges of lanes out, with [`homes`] for rows of several
+//! patients; [`snapshot`] answers the rest.
+//!
+//! Invariants: memory is bounded by the options, whatever stands in the lake, but for the references of one
+//! row and the index of blocks (about 100 bytes a megabyte). The bytes of a row are those of its line. Nothing
+//! of the lake is changed. A build that dies leaves the index as it was.
+
+mod build;
+mod catalog;
+mod collect;
+mod directory;
+mod disk;
+mod duplicates;
+mod group;
+mod homes;
+mod lane_file;
+mod lane_writer;
+mod lines;
+mod list;
+mod merge;
+mod order;
+mod problems;
+mod read;
+mod record;
+mod snapshot;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests_build;
+#[cfg(test)]
+mod tests_oracle;
+#[cfg(test)]
+mod tests_real;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use flatbed_types::Instant;
+
+use crate::source::{Progress, Snapshot, Source, SourceError};
+use build::Build;
+use catalog::{Catalog, Generation, IndexLock, Settings, folder_of};
+use disk::disk_error;
+use list::{Listing, Place};
+use read::read_error;
+use snapshot::{LakeSnapshot, OpenGeneration};
+
+/// How far behind the clock of the listing the transaction time is: files of that age are listed with their
+/// contents on every file system.
+const SETTLE_MILLIS: i64 = 2_000;
+/// Least memory of the sort of one thread.
+const LEAST_SORT_BUDGET: usize = 1 << 20;
+
+/// How a lake is read and where its ordered copy lies.
+#[derive(Debug, Clone)]
+pub struct LakeOptions {
+    /// The folder of ordered copies; that of this lake is one in it.
+    pub index: PathBuf,
+    /// Where sorts and long lines go to meanwhile: about the size of the lake's gzip.
+    pub scratch: PathBuf,
+    /// Longer lines are reported and left out.
+    pub max_line: u64,
+    /// Threads that read and compress.
+    pub threads: usize,
+    /// Bytes of rows that sorts hold in memory, all together.
+    pub sort_budget: usize,
+    /// Whether types that have a patient element outside the R4 compartment belong to their patients
+    /// ([`crate::compartment::BEYOND_THE_DEFINITION`]).
+    pub beyond_the_definition: bool,
+    /// The clock.
+    pub now: fn() -> Instant,
+}
+
+/// A lake as a source.
+pub struct LakeSource {
+    place: Place,
+    address: String,
+    folder: PathBuf,
+    options: LakeOptions,
+    current: Mutex<Option<Arc<OpenGeneration>>>,
+}
+
+impl LakeSource {
+    /// Opens the lake at `path`: a folder, or a single file.
+    pub fn open(path: &Path, options: LakeOptions) -> Result<LakeSource, SourceError> {
+        let place = Place::find(path)?;
+        let address = format!("file://{}", place.path().display());
+        let folder = folder_of(&options.index, &address);
+        let create = |path: &Path| {
+            std::fs::create_dir_all(path).map_err(|error| {
+                SourceError::failed(format!(
+                    "the folder {} for the lake's index cannot be made: {error}",
+                    path.display()
+                ))
+            })
+        };
+        create(&folder)?;
+        create(&options.scratch)?;
+        let source = LakeSource { place, address, folder, options, current: Mutex::new(None) };
+        if let Some(_lock) = IndexLock::try_take(&source.folder).map_err(|error| disk_error(&error))? {
+            source.catalog()?.sweep(&source.folder).map_err(|error| disk_error(&error))?;
+        }
+        Ok(source)
+    }
+
+    fn settings(&self) -> Settings {
+        Settings {
+            max_line: self.options.max_line,
+            beyond_the_definition: self.options.beyond_the_definition,
+        }
+    }
+
+    fn catalog(&self) -> Result<Catalog, SourceError> {
+        Catalog::load(&self.folder, &self.address)
+    }
+
+    /// The state of the lake now, and the transaction time that goes with it.
+    fn look(&self) -> Result<(Listing, Instant), SourceError> {
+        let time = (self.options.now)().plus_millis(-SETTLE_MILLIS);
+        Ok((self.place.list()?, time))
+    }
+
+    /// Opens a generation, sharing what is open already.
+    fn open_generation(&self, generation: &Generation) -> std::io::Result<Arc<OpenGeneration>> {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(open) = current.as_ref().filter(|open| open.generation == *generation) {
+            return Ok(open.clone());
+        }
+        let open = Arc::new(OpenGeneration::open(&self.folder, generation, current.as_deref())?);
+        *current = Some(open.clone());
+        Ok(open)
+    }
+
+    /// Whether a generation stands for the lake as listed, with nothing in it to be tried again.
+    fn stands(&self, generation: &Generation, listing: &Listing) -> bool {
+        let readable = |path: &str| std::fs::File::open(self.place.base.join(path)).is_ok();
+        generation.is_of(listing, self.settings())
+            && !generation.files.iter().any(|file| file.unread && readable(&file.path))
+    }
+
+    /// Makes the lake's present state the newest generation; whoever calls holds the lock.
+    fn build(&self, progress: &dyn Progress) -> Result<Arc<dyn Snapshot>, SourceError> {
+        let (listing, time) = self.look()?;
+        let mut catalog = self.catalog()?;
+        catalog.sweep(&self.folder).map_err(|error| disk_error(&error))?;
+        let kept =
+            catalog.generations.iter().rev().find(|generation| self.stands(generation, &listing)).cloned();
+        if let Some(generation) = kept
+            && let Ok(open) = self.open_generation(&generation)
+        {
+            if catalog.generations.last() != Some(&generation) {
+                catalog.commit(&self.folder, generation).map_err(|error| disk_error(&error))?;
+            }
+            return Ok(Arc::new(LakeSnapshot::new(open, time)));
+        }
+        let settings = self.settings();
+        let base = catalog.generations.iter().rev().find(|generation| generation.settings == settings);
+        // A generation that has lost a file cannot lend the others.
+        let base = base.filter(|generation| self.open_generation(generation).is_ok());
+        let threads = self.options.threads.max(1);
+        let generation = Build {
+            place: &self.place,
+            folder: &self.folder,
+            scratch: &self.options.scratch,
+            settings,
+            threads,
+            sort_budget: self.options.sort_budget.max(threads * LEAST_SORT_BUDGET),
+            listing: &listing,
+            base,
+            number: catalog.next_number(),
+            time,
+            progress,
+        }
+        .run()?;
+        let open = self.open_generation(&generation).map_err(|error| read_error(&error))?;
+        catalog.commit(&self.folder, generation).map_err(|error| disk_error(&error))?;
+        Ok(Arc::new(LakeSnapshot::new(open, time)))
+    }
+}
+
+impl Source for LakeSource {
+    fn address(&self) -> String {
+        self.address.clone()
+    }
+
+    fn snapshot(&self, progress: &dyn Progress) -> Result<Arc<dyn Snapshot>, SourceError> {
+        let (listing, time) = self.look()?;
+        if let Some(newest) = self.catalog()?.generations.last()
+            && self.stands(newest, &listing)
+            && let Ok(open) = self.open_generation(newest)
+        {
+            return Ok(Arc::new(LakeSnapshot::new(open, time)));
+        }
+        let lock = IndexLock::try_take(&self.folder).map_err(|error| disk_error(&error))?;
+        let _lock = match lock {
+            Some(lock) => lock,
+            None => {
+                progress.report("waiting for another process that orders this lake", 0, 0);
+                IndexLock::take(&self.folder).map_err(|error| disk_error(&error))?
+            }
+        };
+        self.build(progress)
+    }
+
+    fn reopen(&self, fingerprint: &str) -> Result<Arc<dyn Snapshot>, SourceError> {
+        let gone = || {
+            SourceError::changed(
+                "the lake has changed and its state at the start of the job is not kept any more; start the export anew",
+            )
+        };
+        let catalog = self.catalog()?;
+        let held = self.current.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(open) = held.filter(|open| open.generation.fingerprint == fingerprint) {
+            let time = open.generation.time();
+            return Ok(Arc::new(LakeSnapshot::new(open, time)));
+        }
+        let generation = catalog.find(fingerprint).ok_or_else(gone)?;
+        let open = self.open_generation(generation).map_err(|error| match error.kind() {
+            // Another process may have dropped it since the catalogue was read.
+            std::io::ErrorKind::NotFound => gone(),
+            _ => read_error(&error),
+        })?;
+        Ok(Arc::new(LakeSnapshot::new(open, generation.time())))
+    }
+}

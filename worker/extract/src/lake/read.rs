@@ -1,0 +1,469 @@
+//! Reads a range of a lane: blocks that are wanted whole are passed on as they are stored, others row by row
+//! by their directory. No JSON is parsed, and nothing outside the range and the selection is inflated.
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use flatbed_types::caps::DEFLATE_SEGMENT;
+use flatbed_types::position::patient_of;
+use flatbed_types::{Position, Section};
+
+use super::directory::{Directory, Entry, REFERENCES, SEVERAL};
+use super::homes::{Homes, home_entry};
+use super::lane_file::{Block, LaneFile};
+use crate::keylist::KeyList;
+use crate::piece::{Body, Piece, line_fingerprint};
+use crate::select::{Verdict, decide_compartment_row, in_window};
+use crate::source::{RowReader, Scan, Select, SourceError};
+
+/// Blocks gone through without a row to give after which the place is told all the same.
+const SILENT_BLOCKS: usize = 64;
+
+/// A scan of one lane.
+pub(super) struct LaneReader {
+    lane: Arc<LaneFile>,
+    scan: Scan,
+    /// `type ‖ 0x00`, which keys of `Select::Keys` start with.
+    prefix: Vec<u8>,
+    next_block: usize,
+    current: Option<Current>,
+    long: Option<LongRow>,
+    out: Assembly,
+    homes: Homes,
+    silent: usize,
+    done: bool,
+}
+
+/// The block that is being given out.
+enum Current {
+    Whole(Whole),
+    Rows {
+        block: usize,
+        directory: Arc<Directory>,
+        at: usize,
+        verdicts: Vec<Verdict>,
+        plain: Option<Vec<u8>>,
+    },
+}
+
+/// A block that is given out as it is, with what comes with it.
+struct Whole {
+    block: usize,
+    filtered: u64,
+    withheld: u64,
+    references: Vec<Vec<u8>>,
+}
+
+/// A row of several runs that is being given out.
+struct LongRow {
+    block: usize,
+    run: usize,
+    next: Position,
+}
+
+/// The piece that is being put together. Holds patient data: no `Debug`.
+struct Assembly {
+    bytes: Vec<u8>,
+    rows: u64,
+    fingerprint: u128,
+    references: Vec<Vec<u8>>,
+    filtered: u64,
+    withheld: u64,
+    next: Position,
+}
+
+/// How a step ended.
+enum Step {
+    /// There is more to put together.
+    On,
+    /// The piece is complete.
+    Give,
+}
+
+/// The error for a file of the index that cannot be read.
+pub(super) fn read_error(error: &io::Error) -> SourceError {
+    if error.kind() == io::ErrorKind::InvalidData {
+        return SourceError::failed(format!(
+            "the lake's index is damaged ({error}); remove its folder to have it built anew"
+        ));
+    }
+    SourceError::io("the lake's index could not be read", error)
+}
+
+impl LaneReader {
+    pub(super) fn new(lane: Arc<LaneFile>, scan: Scan) -> Result<LaneReader, SourceError> {
+        let by_patient = matches!(scan.select, Select::Members(_) | Select::EveryPatient(_));
+        let fits = match scan.lane.section {
+            Section::Compartment => !matches!(scan.select, Select::Keys(_)),
+            Section::Standalone => !by_patient,
+        };
+        if !fits {
+            return Err(SourceError::failed("this selection cannot be made in this section of a lane"));
+        }
+        let mut prefix = scan.lane.resource_type.name().as_bytes().to_vec();
+        prefix.push(0);
+        let next_block = match scan.range.lo.key() {
+            Some(lo) => lane.blocks.partition_point(|block| block.last.as_slice() < lo),
+            None => lane.blocks.len(),
+        };
+        let out = Assembly {
+            bytes: Vec::new(),
+            rows: 0,
+            fingerprint: 0,
+            references: Vec::new(),
+            filtered: 0,
+            withheld: 0,
+            next: scan.range.lo.clone(),
+        };
+        Ok(LaneReader {
+            lane,
+            scan,
+            prefix,
+            next_block,
+            current: None,
+            long: None,
+            out,
+            homes: Homes::default(),
+            silent: 0,
+            done: false,
+        })
+    }
+
+    fn advance(&mut self) -> io::Result<Option<Piece>> {
+        loop {
+            if self.long.is_some() {
+                return self.long_piece().map(Some);
+            }
+            if self.done {
+                return Ok(None);
+            }
+            let step = match self.current.take() {
+                Some(Current::Whole(whole)) if self.out.rows > 0 => {
+                    self.current = Some(Current::Whole(whole));
+                    Step::Give
+                }
+                Some(Current::Whole(whole)) => return self.whole_piece(whole).map(Some),
+                Some(Current::Rows { block, directory, at, verdicts, plain }) => {
+                    self.take_rows(block, directory, at, verdicts, plain)?
+                }
+                None if self.silent >= SILENT_BLOCKS => Step::Give,
+                None => self.enter_block()?,
+            };
+            if matches!(step, Step::Give) {
+                return Ok(Some(self.flush()));
+            }
+        }
+    }
+
+    /// The piece put together so far.
+    fn flush(&mut self) -> Piece {
+        self.silent = 0;
+        let out = &mut self.out;
+        Piece {
+            body: Body::Plain(Bytes::from(std::mem::take(&mut out.bytes))),
+            rows: std::mem::take(&mut out.rows),
+            fingerprint: std::mem::take(&mut out.fingerprint),
+            next: Some(out.next.clone()),
+            references: std::mem::take(&mut out.references),
+            filtered: std::mem::take(&mut out.filtered),
+            withheld: std::mem::take(&mut out.withheld),
+        }
+    }
+
+    /// Decides what to do with the next block of the range.
+    fn enter_block(&mut self) -> io::Result<Step> {
+        let lane = self.lane.clone();
+        let range = &self.scan.range;
+        let index = self.next_block;
+        let block = match lane.blocks.get(index) {
+            Some(block) if !range.hi.admits(&block.first) && !range.is_empty() => block,
+            _ => {
+                self.done = true;
+                self.out.next = range.hi.clone();
+                return Ok(Step::Give);
+            }
+        };
+        self.next_block += 1;
+        let inside = range.lo.admits(&block.first) && !range.hi.admits(&block.last);
+        let all = matches!(self.scan.select, Select::All);
+        let overlaps = block.homes > 0 && self.scan.window.overlaps(block.first_changed, block.last_changed);
+        if all && inside && !overlaps {
+            self.out.filtered += block.homes;
+            self.pass(block);
+            return Ok(Step::On);
+        }
+        if !all && !self.may_want(block)? {
+            self.pass(block);
+            return Ok(Step::On);
+        }
+        let window = &self.scan.window;
+        let in_time = window.contains(block.first_changed) && window.contains(block.last_changed);
+        let needs_directory = self.scan.references && block.flags & REFERENCES != 0;
+        if all && inside && in_time && !needs_directory && !block.is_long() {
+            let whole = Whole { block: index, filtered: 0, withheld: 0, references: Vec::new() };
+            self.current = Some(Current::Whole(whole));
+            return Ok(Step::On);
+        }
+        self.enter_rows(&lane, index, inside)?;
+        Ok(Step::On)
+    }
+
+    /// Leaves a block behind.
+    fn pass(&mut self, block: &Block) {
+        self.silent += 1;
+        self.out.next = Position::after(&block.last).min(self.scan.range.hi.clone());
+    }
+
+    /// Whether the list has a key that may be in the block.
+    fn may_want(&self, block: &Block) -> io::Result<bool> {
+        let (list, first, last) = match &self.scan.select {
+            Select::All => return Ok(true),
+            Select::Members(list) | Select::EveryPatient(list) => {
+                (list, patient_of(&block.first).to_vec(), patient_of(&block.last).to_vec())
+            }
+            Select::Keys(list) => (
+                list,
+                [self.prefix.as_slice(), &block.first].concat(),
+                [self.prefix.as_slice(), &block.last].concat(),
+            ),
+        };
+        Ok(list.first_at_or_after(&first)?.is_some_and(|found| found <= last))
+    }
+
+    /// Reads the directory of a block and decides about each of its rows.
+    fn enter_rows(&mut self, lane: &LaneFile, index: usize, inside: bool) -> io::Result<()> {
+        let block = &lane.blocks[index];
+        let directory = Arc::new(lane.directory(block)?);
+        let range = &self.scan.range;
+        let entries = &directory.entries;
+        let start = entries.partition_point(|entry| !range.lo.admits(directory.key(entry)));
+        let end = entries.partition_point(|entry| !range.hi.admits(directory.key(entry)));
+        let mut verdicts = vec![Verdict::Elsewhere; start];
+        let mut as_it_is = inside && block.homes > 0 && !block.is_long();
+        for entry in &entries[start..end] {
+            let verdict = self.decide(lane, &directory, entry)?;
+            as_it_is &= (verdict == Verdict::Emit) != entry.is_link();
+            verdicts.push(verdict);
+        }
+        self.current = Some(if as_it_is {
+            let count = |wanted| verdicts.iter().filter(|verdict| **verdict == wanted).count() as u64;
+            let mut references = Vec::new();
+            for entry in entries {
+                self.refer(&directory, entry, &mut references)?;
+            }
+            let (filtered, withheld) = (count(Verdict::Filtered), count(Verdict::Withheld));
+            Current::Whole(Whole { block: index, filtered, withheld, references })
+        } else {
+            Current::Rows { block: index, directory, at: start, verdicts, plain: None }
+        });
+        Ok(())
+    }
+
+    /// What happens to one row here.
+    fn decide(&mut self, lane: &LaneFile, directory: &Directory, entry: &Entry) -> io::Result<Verdict> {
+        let (select, window) = (&self.scan.select, &self.scan.window);
+        let key = directory.key(entry);
+        let list = match select {
+            // A home row stands under its least patient, a link never does.
+            Select::All if entry.is_link() => return Ok(Verdict::Elsewhere),
+            Select::All => return Ok(in_window(window, entry.changed)),
+            Select::Keys(list) => {
+                let listed = list.contains(&[self.prefix.as_slice(), key].concat())?;
+                return Ok(if listed { in_window(window, entry.changed) } else { Verdict::Elsewhere });
+            }
+            Select::Members(list) | Select::EveryPatient(list) => list,
+        };
+        let patient = patient_of(key);
+        if entry.is_link() {
+            return decide_link(list, &self.scan, lane, &mut self.homes, directory, entry);
+        }
+        if entry.flags & SEVERAL == 0 {
+            return decide_compartment_row(select, window, entry.changed, patient, &[patient]);
+        }
+        decide_compartment_row(select, window, entry.changed, patient, &directory.patients(entry)?)
+    }
+
+    fn refer(&self, directory: &Directory, entry: &Entry, into: &mut Vec<Vec<u8>>) -> io::Result<()> {
+        if self.scan.references && entry.flags & REFERENCES != 0 {
+            into.extend(directory.references(entry)?.into_iter().map(<[u8]>::to_vec));
+        }
+        Ok(())
+    }
+
+    fn whole_piece(&mut self, whole: Whole) -> io::Result<Piece> {
+        let lane = self.lane.clone();
+        let block = &lane.blocks[whole.block];
+        self.out.next = Position::after(&block.last);
+        let mut piece = self.flush();
+        piece.rows = block.homes;
+        piece.fingerprint = block.fingerprint;
+        piece.filtered += whole.filtered;
+        piece.withheld += whole.withheld;
+        piece.references = whole.references;
+        piece.body = self.run(&lane, block, 0)?;
+        Ok(piece)
+    }
+
+    /// A run in the form that the scan takes.
+    fn run(&self, lane: &LaneFile, block: &Block, index: usize) -> io::Result<Body> {
+        if !self.scan.deflated {
+            return Ok(Body::Plain(Bytes::from(lane.plain_run(block, index)?)));
+        }
+        let run = &block.runs[index];
+        let bytes = Bytes::from(lane.stored_run(block, index)?);
+        Ok(Body::Deflated { bytes, raw_len: run.raw_len, crc32: run.crc32 })
+    }
+
+    /// Goes on through the rows of a block until the piece is full, a long row comes, or the block ends.
+    fn take_rows(
+        &mut self,
+        block: usize,
+        directory: Arc<Directory>,
+        mut at: usize,
+        verdicts: Vec<Verdict>,
+        mut plain: Option<Vec<u8>>,
+    ) -> io::Result<Step> {
+        let lane = self.lane.clone();
+        while at < verdicts.len() {
+            let entry = &directory.entries[at];
+            let key = directory.key(entry);
+            match verdicts[at] {
+                Verdict::Elsewhere => {}
+                Verdict::Filtered => self.out.filtered += 1,
+                Verdict::Withheld => self.out.withheld += 1,
+                Verdict::Emit => {
+                    let taken = if entry.is_link() {
+                        self.take_link(&lane, &directory, entry)?
+                    } else if lane.blocks[block].is_long() {
+                        self.take_long(block, key)
+                    } else {
+                        if plain.is_none() {
+                            plain = Some(lane.plain(&lane.blocks[block])?);
+                        }
+                        self.take_row(plain.as_deref().unwrap_or_default(), entry)?
+                    };
+                    if !taken {
+                        self.current = Some(Current::Rows { block, directory, at, verdicts, plain });
+                        return Ok(Step::Give);
+                    }
+                    if !entry.is_link() {
+                        let mut references = std::mem::take(&mut self.out.references);
+                        self.refer(&directory, entry, &mut references)?;
+                        self.out.references = references;
+                    }
+                }
+            }
+            at += 1;
+            if self.long.is_some() {
+                if at < verdicts.len() {
+                    self.current = Some(Current::Rows { block, directory, at, verdicts, plain });
+                }
+                return Ok(Step::On);
+            }
+            self.out.next = Position::after(key);
+        }
+        self.silent += 1;
+        Ok(Step::On)
+    }
+
+    /// Adds a row to the piece; false where there is no room for it.
+    fn take_row(&mut self, plain: &[u8], entry: &Entry) -> io::Result<bool> {
+        let out = &mut self.out;
+        let line = plain.get(entry.span()).ok_or(io::ErrorKind::InvalidData)?;
+        if !out.bytes.is_empty() && out.bytes.len() + line.len() > DEFLATE_SEGMENT {
+            return Ok(false);
+        }
+        out.bytes.extend_from_slice(line);
+        out.rows += 1;
+        out.fingerprint = out.fingerprint.wrapping_add(line_fingerprint(&line[..line.len() - 1]));
+        Ok(true)
+    }
+
+    /// The same for a row that stands under another patient.
+    fn take_link(&mut self, lane: &LaneFile, directory: &Directory, entry: &Entry) -> io::Result<bool> {
+        let home = home_key(directory, entry);
+        let (block, home_directory) = self.homes.directory(lane, &home)?;
+        let home = home_entry(&home_directory, &home)?;
+        let taken = if lane.blocks[block].is_long() {
+            self.take_long(block, directory.key(entry))
+        } else {
+            let plain = self.homes.plain(lane, block)?;
+            self.take_row(&plain, home)?
+        };
+        if taken {
+            let mut references = std::mem::take(&mut self.out.references);
+            self.refer(&home_directory, home, &mut references)?;
+            self.out.references = references;
+        }
+        Ok(taken)
+    }
+
+    /// Starts to give out a row of several runs; false where others must be given out before.
+    fn take_long(&mut self, block: usize, key: &[u8]) -> bool {
+        if self.out.rows > 0 {
+            return false;
+        }
+        self.long = Some(LongRow { block, run: 0, next: Position::after(key) });
+        true
+    }
+
+    /// The next run of a long row. The output cannot be sealed before the last one.
+    fn long_piece(&mut self) -> io::Result<Piece> {
+        let lane = self.lane.clone();
+        let Some(mut long) = self.long.take() else { return Err(io::ErrorKind::InvalidInput.into()) };
+        let block = &lane.blocks[long.block];
+        let body = self.run(&lane, block, long.run)?;
+        long.run += 1;
+        if long.run < block.runs.len() {
+            self.long = Some(long);
+            let mut piece = Piece::empty(Position::START);
+            piece.next = None;
+            piece.body = body;
+            return Ok(piece);
+        }
+        self.out.next = long.next;
+        let mut piece = self.flush();
+        piece.body = body;
+        piece.rows = 1;
+        piece.fingerprint = block.fingerprint;
+        Ok(piece)
+    }
+}
+
+/// The key of the row that a link stands for.
+fn home_key(directory: &Directory, entry: &Entry) -> Vec<u8> {
+    let key = directory.key(entry);
+    [directory.home(entry), &key[patient_of(key).len()..]].concat()
+}
+
+/// What happens to a row of several patients under one that is not the least.
+fn decide_link(
+    list: &KeyList,
+    scan: &Scan,
+    lane: &LaneFile,
+    homes: &mut Homes,
+    directory: &Directory,
+    entry: &Entry,
+) -> io::Result<Verdict> {
+    let patient = patient_of(directory.key(entry));
+    if !list.contains(patient)? || list.contains(directory.home(entry))? {
+        return Ok(Verdict::Elsewhere);
+    }
+    let home = home_key(directory, entry);
+    if homes.decided(&home).is_some_and(|deciding| deciding != patient) {
+        return Ok(Verdict::Elsewhere);
+    }
+    let (_, home_directory) = homes.directory(lane, &home)?;
+    let patients = home_directory.patients(home_entry(&home_directory, &home)?)?;
+    if homes.deciding(&home, &patients, list)? != patient {
+        return Ok(Verdict::Elsewhere);
+    }
+    decide_compartment_row(&scan.select, &scan.window, entry.changed, patient, &patients)
+}
+
+impl RowReader for LaneReader {
+    fn next(&mut self) -> Result<Option<Piece>, SourceError> {
+        self.advance().map_err(|error| read_error(&error))
+    }
+}

@@ -1,0 +1,214 @@
+//! One generation opened for reading.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+use std::sync::Arc;
+
+use flatbed_types::caps::HINT_BYTES;
+use flatbed_types::position::compartment_key;
+use flatbed_types::request::FhirId;
+use flatbed_types::task::{Hint, LaneSurvey};
+use flatbed_types::{Instant, Lane, Position, ResourceType};
+
+use super::catalog::Generation;
+use super::group::read_group;
+use super::lane_file::{Block, LaneFile};
+use super::problems;
+use super::read::{LaneReader, read_error};
+use crate::source::{GroupMember, GroupStanding, Problem, RowReader, Scan, Snapshot, SourceError, Window};
+
+/// The files of a generation. All are open, so that they stay readable when the generation is not kept.
+pub(super) struct OpenGeneration {
+    pub(super) generation: Generation,
+    lanes: BTreeMap<Lane, Arc<LaneFile>>,
+    problems: Arc<File>,
+}
+
+impl OpenGeneration {
+    /// Opens the files in `folder`, sharing lanes that `before` has open.
+    pub(super) fn open(
+        folder: &Path,
+        generation: &Generation,
+        before: Option<&OpenGeneration>,
+    ) -> io::Result<OpenGeneration> {
+        let mut lanes = BTreeMap::new();
+        for entry in &generation.lanes {
+            let lane = entry.lane()?;
+            let shared = before.filter(|before| before.generation.lanes.contains(entry));
+            let file = match shared.and_then(|before| before.lanes.get(&lane)) {
+                Some(file) => file.clone(),
+                None => Arc::new(LaneFile::open(&folder.join(&entry.file))?),
+            };
+            lanes.insert(lane, file);
+        }
+        let problems = Arc::new(File::open(folder.join(&generation.problems))?);
+        Ok(OpenGeneration { generation: generation.clone(), lanes, problems })
+    }
+}
+
+/// A snapshot of a lake.
+pub(super) struct LakeSnapshot {
+    open: Arc<OpenGeneration>,
+    time: Instant,
+}
+
+impl LakeSnapshot {
+    pub(super) fn new(open: Arc<OpenGeneration>, time: Instant) -> LakeSnapshot {
+        LakeSnapshot { open, time }
+    }
+
+    fn lane(&self, lane: Lane) -> Option<&Arc<LaneFile>> {
+        self.open.lanes.get(&lane)
+    }
+}
+
+/// The bytes of one row.
+struct RowBytes {
+    lane: Arc<LaneFile>,
+    block: usize,
+    next_run: usize,
+    plain: Vec<u8>,
+    at: usize,
+    end: usize,
+}
+
+impl RowBytes {
+    fn find(lane: &Arc<LaneFile>, key: &[u8]) -> io::Result<Option<RowBytes>> {
+        let Some(block) = lane.block_of(key) else { return Ok(None) };
+        let mut row = RowBytes { lane: lane.clone(), block, next_run: 0, plain: Vec::new(), at: 0, end: 0 };
+        let meta = &lane.blocks[block];
+        let directory = lane.directory(meta)?;
+        let Some(entry) = directory.find(key).filter(|entry| !entry.is_link()) else { return Ok(None) };
+        if !meta.is_long() {
+            row.plain = lane.plain(meta)?;
+            let span = entry.span();
+            (row.at, row.end, row.next_run) = (span.start, span.end.min(row.plain.len()), meta.runs.len());
+        }
+        Ok(Some(row))
+    }
+}
+
+impl Read for RowBytes {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        if self.at == self.end {
+            let block = &self.lane.blocks[self.block];
+            if self.next_run == block.runs.len() {
+                return Ok(0);
+            }
+            self.plain = self.lane.plain_run(block, self.next_run)?;
+            self.next_run += 1;
+            (self.at, self.end) = (0, self.plain.len());
+        }
+        let len = (self.end - self.at).min(into.len());
+        into[..len].copy_from_slice(&self.plain[self.at..self.at + len]);
+        self.at += len;
+        Ok(len)
+    }
+}
+
+impl Snapshot for LakeSnapshot {
+    fn fingerprint(&self) -> &str {
+        &self.open.generation.fingerprint
+    }
+
+    fn time(&self) -> Instant {
+        self.time
+    }
+
+    fn types(&self) -> Vec<ResourceType> {
+        let mut types: Vec<ResourceType> = self.open.lanes.keys().map(|lane| lane.resource_type).collect();
+        types.dedup();
+        types
+    }
+
+    fn patients(&self) -> u64 {
+        let lane = self.lane(Lane::compartment(ResourceType::PATIENT));
+        lane.map_or(0, |lane| lane.blocks.iter().map(|block| block.homes).sum())
+    }
+
+    fn survey(&self, window: &Window) -> Result<Vec<LaneSurvey>, SourceError> {
+        let surveys = self.open.lanes.iter().map(|(lane, file)| {
+            let mut hints: Vec<Hint> = Vec::new();
+            for block in &file.blocks {
+                let (rows, bytes) = scaled(block, window);
+                match hints.last_mut() {
+                    Some(hint) if hint.bytes + bytes <= HINT_BYTES => {
+                        hint.rows += rows;
+                        hint.bytes += bytes;
+                    }
+                    Some(_) => hints.push(Hint { at: Position::At(block.first.clone()), rows, bytes }),
+                    None => hints.push(Hint { at: Position::START, rows, bytes }),
+                }
+            }
+            LaneSurvey { lane: *lane, hints }
+        });
+        Ok(surveys.collect())
+    }
+
+    fn read(&self, scan: Scan) -> Result<Box<dyn RowReader>, SourceError> {
+        let lane = match self.lane(scan.lane) {
+            Some(lane) => lane.clone(),
+            None => Arc::new(LaneFile::empty()),
+        };
+        Ok(Box::new(LaneReader::new(lane, scan)?))
+    }
+
+    fn group(
+        &self,
+        id: &FhirId,
+        member: &mut dyn FnMut(GroupMember) -> Result<(), SourceError>,
+    ) -> Result<Option<GroupStanding>, SourceError> {
+        let Some(lane) = self.lane(Lane::standalone(ResourceType::GROUP)) else { return Ok(None) };
+        let found = RowBytes::find(lane, id.as_str().as_bytes()).map_err(|error| read_error(&error))?;
+        let Some(row) = found else { return Ok(None) };
+        let buffered = io::BufReader::new(row);
+        read_group(buffered, &format!("Group/{id}"), member).map(Some)
+    }
+
+    fn has_patients(&self, ids: &[FhirId]) -> Result<Vec<bool>, SourceError> {
+        let Some(lane) = self.lane(Lane::compartment(ResourceType::PATIENT)) else {
+            return Ok(vec![false; ids.len()]);
+        };
+        // Asked in order of keys, each directory is read once.
+        let mut order: Vec<usize> = (0..ids.len()).collect();
+        order.sort_unstable_by(|a, b| ids[*a].cmp(&ids[*b]));
+        let mut answers = vec![false; ids.len()];
+        let mut current = None;
+        for index in order {
+            let id = ids[index].as_str();
+            // A Patient stands under itself at least as a link.
+            let key = compartment_key(id, id);
+            let Some(block) = lane.block_of(&key) else { continue };
+            if current.as_ref().is_none_or(|(at, _)| *at != block) {
+                let directory = lane.directory(&lane.blocks[block]).map_err(|error| read_error(&error))?;
+                current = Some((block, directory));
+            }
+            answers[index] = current.as_ref().is_some_and(|(_, directory)| directory.find(&key).is_some());
+        }
+        Ok(answers)
+    }
+
+    fn problems(&self, each: &mut dyn FnMut(Problem) -> Result<(), SourceError>) -> Result<(), SourceError> {
+        problems::list(&self.open.problems, each)
+    }
+}
+
+/// Rows and bytes of a block that the window leaves, roughly: as if the rows were spread evenly in time.
+fn scaled(block: &Block, window: &Window) -> (u64, u64) {
+    let (first, last) = (block.first_changed, block.last_changed);
+    if block.homes == 0 || !window.overlaps(first, last) {
+        return (0, 0);
+    }
+    let (rows, bytes) = (block.homes, block.raw_len());
+    if window.contains(first) && window.contains(last) {
+        return (rows, bytes);
+    }
+    let from = window.since.map_or(first, |since| since.max(first)).nanos();
+    let to = window.until.map_or(last, |until| until.min(last)).nanos();
+    let span = (i128::from(last.nanos()) - i128::from(first.nanos())).max(1) as u128;
+    let part = (i128::from(to) - i128::from(from)).clamp(0, span as i128) as u128;
+    let scale = |whole: u64| ((u128::from(whole) * part / span) as u64).max(1);
+    (scale(rows), scale(bytes))
+}

@@ -1,0 +1,100 @@
+//! Which rows of a compartment lane an export emits: one rule for all sources.
+
+use std::io;
+
+use flatbed_types::Instant;
+
+use crate::source::{Select, Window};
+
+/// What happens to one row under one of its patients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is written.
+    Emit,
+    /// It is not this patient's to write, or none of its patients is asked for. Not counted.
+    Elsewhere,
+    /// It is left out because of the window.
+    Filtered,
+    /// It is left out because one of its patients is not among those asked for.
+    Withheld,
+}
+
+/// Decides about a row that stands under `patient` and belongs to all of `patients` (sorted, `patient`
+/// among them). Exactly one of its patients gets an answer other than `Elsewhere`, if any does: the least
+/// that is among the patients of the job (`decisions.md` 4).
+pub fn decide_compartment_row(
+    select: &Select,
+    window: &Window,
+    changed: Instant,
+    patient: &[u8],
+    patients: &[&[u8]],
+) -> io::Result<Verdict> {
+    let list = match select {
+        Select::All => {
+            if patients.first().is_some_and(|least| *least != patient) {
+                return Ok(Verdict::Elsewhere);
+            }
+            return Ok(in_window(window, changed));
+        }
+        Select::Keys(_) => return Ok(Verdict::Elsewhere),
+        Select::Members(list) | Select::EveryPatient(list) => list,
+    };
+    if !list.contains(patient)? {
+        return Ok(Verdict::Elsewhere);
+    }
+    for lesser in patients.iter().take_while(|other| **other < patient) {
+        if list.contains(lesser)? {
+            return Ok(Verdict::Elsewhere);
+        }
+    }
+    if matches!(select, Select::EveryPatient(_)) {
+        for other in patients {
+            if !list.contains(other)? {
+                return Ok(Verdict::Withheld);
+            }
+        }
+    }
+    Ok(in_window(window, changed))
+}
+
+/// Decides about a row by its moment alone.
+pub fn in_window(window: &Window, changed: Instant) -> Verdict {
+    if window.contains(changed) { Verdict::Emit } else { Verdict::Filtered }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::keylist::KeyList;
+
+    proptest! {
+        /// Whatever the row's patients and the job's: exactly one patient decides about a row that the job
+        /// may emit, and the decision is the naive one.
+        #[test]
+        fn one_patient_decides(
+            row in proptest::collection::btree_set("p[0-9]", 1..5),
+            job in proptest::collection::btree_set("p[0-9]", 0..6),
+            every in any::<bool>(),
+        ) {
+            let list = Arc::new(KeyList::from_keys(job.iter().map(String::as_bytes)).unwrap());
+            let select = if every { Select::EveryPatient(list) } else { Select::Members(list) };
+            let patients: Vec<&[u8]> = row.iter().map(|p| p.as_bytes()).collect();
+            let verdicts: Vec<Verdict> = patients.iter().map(|patient| {
+                decide_compartment_row(&select, &Window::default(), Instant::from_millis(0), patient, &patients)
+                    .unwrap()
+            }).filter(|verdict| *verdict != Verdict::Elsewhere).collect();
+            let common: BTreeSet<_> = row.intersection(&job).collect();
+            let expected = match (common.is_empty(), every && common.len() < row.len()) {
+                (true, _) => vec![],
+                (false, true) => vec![Verdict::Withheld],
+                (false, false) => vec![Verdict::Emit],
+            };
+            prop_assert_eq!(verdicts, expected);
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! The seam between Flatbed and wherever resources live. One implementation a kind of source; the suite
+//! `conformance` in this module's tests folder runs against all of them.
+
+use std::sync::Arc;
+
+use flatbed_types::request::FhirId;
+use flatbed_types::task::LaneSurvey;
+use flatbed_types::{ErrorCode, Instant, KeyRange, Lane, ResourceType};
+
+use crate::keylist::KeyList;
+use crate::piece::Piece;
+
+/// Why a source could not do what it was asked. The message is for people: it names options, files and line
+/// numbers where that helps, never resource content.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct SourceError {
+    /// The class of the error.
+    pub code: ErrorCode,
+    /// What was wrong, where, and what to do.
+    pub message: String,
+}
+
+impl SourceError {
+    /// The source or its data cannot be read as they are; trying again will not help.
+    pub fn failed(message: impl Into<String>) -> SourceError {
+        SourceError { code: ErrorCode::SourceFailed, message: message.into() }
+    }
+
+    /// The snapshot asked for is no longer there.
+    pub fn changed(message: impl Into<String>) -> SourceError {
+        SourceError { code: ErrorCode::SourceChanged, message: message.into() }
+    }
+
+    /// The source cannot be reached at the moment.
+    pub fn unavailable(message: impl Into<String>) -> SourceError {
+        SourceError { code: ErrorCode::Unavailable, message: message.into() }
+    }
+
+    /// An I/O error of the machine, with what was being done.
+    pub fn io(doing: &str, error: &std::io::Error) -> SourceError {
+        SourceError { code: ErrorCode::Unavailable, message: format!("{doing}: {error}") }
+    }
+}
+
+/// Hears how far a long preparation has come.
+pub trait Progress: Send + Sync {
+    /// `done` of `total` bytes of a phase named for people ("reading", "ordering"). `total` may grow.
+    fn report(&self, phase: &str, done: u64, total: u64);
+}
+
+/// Nobody listens.
+pub struct NoProgress;
+
+impl Progress for NoProgress {
+    fn report(&self, _phase: &str, _done: u64, _total: u64) {}
+}
+
+/// A place where resources live.
+pub trait Source: Send + Sync {
+    /// The address without secrets: equal for two workers exactly when they read the same source.
+    fn address(&self) -> String;
+
+    /// Fixes the present state for an export. May take long the first time (a lake is put into patient
+    /// order); cheap when nothing changed.
+    fn snapshot(&self, progress: &dyn Progress) -> Result<Arc<dyn Snapshot>, SourceError>;
+
+    /// The snapshot with this fingerprint again, for a task of a plan that was made from it, perhaps before a
+    /// restart. `SourceChanged` when it is no longer there.
+    fn reopen(&self, fingerprint: &str) -> Result<Arc<dyn Snapshot>, SourceError>;
+}
+
+/// What a survey or scan is about, of the client's request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Window {
+    /// Only rows changed strictly after this.
+    pub since: Option<Instant>,
+    /// Only rows changed strictly before this.
+    pub until: Option<Instant>,
+}
+
+impl Window {
+    /// Whether every moment lies inside.
+    pub fn is_open(&self) -> bool {
+        self.since.is_none() && self.until.is_none()
+    }
+
+    /// Whether a row changed at this moment is asked for.
+    pub fn contains(&self, changed: Instant) -> bool {
+        self.since.is_none_or(|since| changed > since) && self.until.is_none_or(|until| changed < until)
+    }
+
+    /// Whether any row of a set changed between `first` and `last` may be asked for.
+    pub fn overlaps(&self, first: Instant, last: Instant) -> bool {
+        self.since.is_none_or(|since| last > since) && self.until.is_none_or(|until| first < until)
+    }
+}
+
+/// A fixed state of a source: the same reads give the same rows, byte for byte, for as long as it exists.
+pub trait Snapshot: Send + Sync {
+    /// Identifies the state.
+    fn fingerprint(&self) -> &str;
+
+    /// The transaction time: not later than any change that this state misses (`decisions.md` 11).
+    fn time(&self) -> Instant;
+
+    /// The types of which there is at least one row.
+    fn types(&self) -> Vec<ResourceType>;
+
+    /// How many patients there are, or nearly so: for estimates.
+    fn patients(&self) -> u64;
+
+    /// Lanes that hold rows, with boundary hints of at most about `caps::HINT_BYTES` each, and how much of
+    /// them the window leaves, roughly.
+    fn survey(&self, window: &Window) -> Result<Vec<LaneSurvey>, SourceError>;
+
+    /// Reads a range of a lane. `Select::Keys` on a lane of `Section::Standalone` only; the others on
+    /// compartment lanes (`All` on both).
+    fn read(&self, scan: Scan) -> Result<Box<dyn RowReader>, SourceError>;
+
+    /// Reads a Group: its own standing, then each member to `member`, in the Group's order, without holding
+    /// them all. `None` when there is no such Group.
+    fn group(
+        &self,
+        id: &FhirId,
+        member: &mut dyn FnMut(GroupMember) -> Result<(), SourceError>,
+    ) -> Result<Option<GroupStanding>, SourceError>;
+
+    /// Which of these patients have a Patient resource, in the order asked.
+    fn has_patients(&self, ids: &[FhirId]) -> Result<Vec<bool>, SourceError>;
+
+    /// What could not be exported and why, one call each: unreadable lines, conflicting duplicates.
+    fn problems(&self, each: &mut dyn FnMut(Problem) -> Result<(), SourceError>) -> Result<(), SourceError>;
+}
+
+/// A member of a Group as it stands in the resource.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct GroupMember {
+    /// `entity.reference` as written, where there is one.
+    pub reference: Option<String>,
+    /// `inactive`.
+    pub inactive: bool,
+    /// `period.start` as written: a FHIR `dateTime` of any precision.
+    pub period_start: Option<String>,
+    /// `period.end` as written.
+    pub period_end: Option<String>,
+}
+
+/// The Group itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GroupStanding {
+    /// `active`; absent means true.
+    pub active: bool,
+}
+
+/// Something of the source that is not in the output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// FHIR issue type, as in `OperationOutcome.issue.code` (`structure`, `invalid`, `too-long`, `conflict`…).
+    pub issue: &'static str,
+    /// What, with file and line: for people. No resource content.
+    pub message: String,
+    /// `Type/id` of the resource, where it is known.
+    pub resource: Option<String>,
+}
+
+/// Which rows of a range are wanted.
+#[derive(Clone)]
+pub enum Select {
+    /// All rows; a row of several patients under the least of them only.
+    All,
+    /// Rows with at least one patient in the list; a row of several under the least listed one only.
+    Members(Arc<KeyList>),
+    /// Rows whose patients are all in the list; others count as withheld (under their least listed patient).
+    EveryPatient(Arc<KeyList>),
+    /// Standalone rows of the scan's type whose `type ‖ 0x00 ‖ id` is in the list.
+    Keys(Arc<KeyList>),
+}
+
+/// A read of one range.
+#[derive(Clone)]
+pub struct Scan {
+    /// The lane.
+    pub lane: Lane,
+    /// The range.
+    pub range: KeyRange,
+    /// Which rows.
+    pub select: Select,
+    /// When changed.
+    pub window: Window,
+    /// Whether pieces carry the keys of supporting resources that their rows refer to.
+    pub references: bool,
+    /// Whether `Body::Deflated` may be given where it costs nothing.
+    pub deflated: bool,
+}
+
+/// Gives out the rows of a scan in order. Called on a thread of its own; may block.
+pub trait RowReader: Send {
+    /// The next piece, of about a megabyte (`caps::DEFLATE_SEGMENT`) or less; `None` after the last. The last
+    /// piece's `next` is the scan's `hi`. A scan that is restarted at some piece's `next` gives exactly the
+    /// rows that were still to come.
+    fn next(&mut self) -> Result<Option<Piece>, SourceError>;
+}
+
+/// The key of a supporting resource: `type ‖ 0x00 ‖ id`.
+pub fn supporting_key(resource_type: ResourceType, id: &str) -> Vec<u8> {
+    flatbed_types::position::compartment_key(resource_type.name(), id)
+}

@@ -1,0 +1,119 @@
+//! A running worker: connects to a coordinator, offers its slots, and carries out what it is granted.
+//!
+//! - `session`: the connection, heartbeats, grants, questions, drain.
+//! - `slot`: one grant from its arrival to its end.
+//! - `extract`: reads a range and commits it segment by segment.
+//! - `planning`, `resolve`: the other tasks.
+//! - `upload`: objects in parts; `commit`: reports that must arrive.
+//!
+//! It knows no etcd and no HTTP clients; its only peers are the coordinator, the source and the object store.
+//! Nothing that it writes counts until a commit of it is accepted, and it never deletes what it has sealed.
+
+mod commit;
+mod extract;
+mod planning;
+mod resolve;
+mod session;
+mod slot;
+mod upload;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use flatbed_extract::Source;
+use flatbed_types::job::JobError;
+use flatbed_types::{ErrorCode, SessionId, WorkerId};
+use object_store::ObjectStore;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+
+/// What a worker is told at its start.
+#[derive(Debug, Clone)]
+pub struct WorkerOptions {
+    /// Its name. Stable over restarts where possible: what a former start held is then granted again at once.
+    pub id: WorkerId,
+    /// Tasks at once.
+    pub slots: u32,
+    /// A folder for files that are gone when closed: sorting, sidecars.
+    pub scratch: PathBuf,
+    /// Bytes of keys held in memory by one sort.
+    pub sort_budget: usize,
+}
+
+/// A running worker.
+pub struct Worker {
+    drain: CancellationToken,
+    session: JoinHandle<()>,
+}
+
+impl Worker {
+    /// Connects and works until stopped; reconnects by itself. The source is prepared at once, so that a lake is
+    /// put into order before the first job asks for it.
+    pub fn start(
+        channel: Channel,
+        source: Arc<dyn Source>,
+        objects: Arc<dyn ObjectStore>,
+        options: WorkerOptions,
+    ) -> Worker {
+        let drain = CancellationToken::new();
+        let context = Arc::new(Context { source, objects, options, channel, session: fresh_session() });
+        let session = tokio::spawn(session::run(context, drain.clone()));
+        Worker { drain, session }
+    }
+
+    /// Drains: takes nothing new, commits what running tasks have written, says goodbye.
+    pub async fn stop(self) {
+        self.drain.cancel();
+        let _ = self.session.await;
+    }
+}
+
+/// What all parts of a worker share.
+pub(crate) struct Context {
+    pub source: Arc<dyn Source>,
+    pub objects: Arc<dyn ObjectStore>,
+    pub options: WorkerOptions,
+    pub channel: Channel,
+    pub session: SessionId,
+}
+
+fn fresh_session() -> SessionId {
+    let mut bytes = [0_u8; 16];
+    // Without randomness there is no session that a coordinator could tell from others; zero is refused there.
+    let _ = getrandom::fill(&mut bytes);
+    SessionId(u128::from_be_bytes(bytes))
+}
+
+pub(crate) fn random_u64() -> Result<u64, JobError> {
+    getrandom::u64().map_err(|_| internal("no randomness"))
+}
+
+pub(crate) fn internal(message: impl std::fmt::Display) -> JobError {
+    JobError { code: ErrorCode::Internal, message: format!("internal error: {message}") }
+}
+
+pub(crate) fn source_error(error: flatbed_extract::SourceError) -> JobError {
+    JobError { code: error.code, message: error.message }
+}
+
+/// An I/O error of scratch files or key lists.
+pub(crate) fn io_error(doing: &str, error: &std::io::Error) -> JobError {
+    JobError { code: ErrorCode::Unavailable, message: format!("{doing}: {error}") }
+}
+
+/// An error of the object store. What a retry cannot mend counts as a failure; all else costs time only.
+pub(crate) fn object_error(doing: &str, error: &object_store::Error) -> JobError {
+    use object_store::Error;
+    tracing::warn!(%error, "object store: {doing}");
+    let code = match error {
+        Error::PermissionDenied { .. }
+        | Error::Unauthenticated { .. }
+        | Error::NotSupported { .. }
+        | Error::InvalidPath { .. }
+        | Error::UnknownConfigurationKey { .. }
+        | Error::NotFound { .. } => ErrorCode::StorageFailed,
+        _ => ErrorCode::Unavailable,
+    };
+    JobError { code, message: format!("the object store failed while {doing}") }
+}

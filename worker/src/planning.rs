@@ -1,0 +1,177 @@
+//! The plan task: fixes the moment and the state of the source, surveys its lanes, resolves the patients of the
+//! job into a roster, and reports what of the source cannot be exported.
+
+use std::sync::Arc;
+
+use flatbed_extract::source::{Progress, Window};
+use flatbed_extract::{KeyListBuilder, Snapshot, outcome, roster};
+use flatbed_proto::convert::{Wire, each_to_wire, u128_bytes};
+use flatbed_proto::wire::lease::{CompleteRequest, PlanResult, complete_request};
+use flatbed_proto::wire::types as wire;
+use flatbed_types::job::{JobError, ObjectPointer, SourcePin};
+use flatbed_types::task::OutputObject;
+use flatbed_types::{ErrorCode, Level, Nonce, layout};
+use prost::Message;
+use tokio::runtime::Handle;
+
+use crate::commit::{Report, deliver};
+use crate::extract::OutcomeSink;
+use crate::slot::{Grant, Running};
+use crate::{Context, io_error, random_u64, source_error, upload};
+
+/// Shows preparation of the source in the job's status.
+struct Noted<'a>(&'a Running);
+
+impl Progress for Noted<'_> {
+    fn report(&self, phase: &str, done: u64, total: u64) {
+        self.0.set_note(describe(phase, done, total));
+    }
+}
+
+/// "reading 3.1 of 9.0 GB".
+pub(crate) fn describe(phase: &str, done: u64, total: u64) -> String {
+    let gigabytes = |bytes: u64| bytes as f64 / 1e9;
+    match total {
+        0..1_000_000_000 => format!("{phase} {} of {} MB", done / 1_000_000, total / 1_000_000),
+        _ => format!("{phase} {:.1} of {:.1} GB", gigabytes(done), gigabytes(total)),
+    }
+}
+
+pub(crate) fn run(context: &Context, runtime: &Handle, running: &Running) -> Result<(), JobError> {
+    let grant = &running.grant;
+    let snapshot = context.source.snapshot(&Noted(running)).map_err(source_error)?;
+    running.set_note(String::new());
+    if running.is_revoked() {
+        return Ok(());
+    }
+    let window = Window { since: grant.request.since, until: grant.request.until };
+    let lanes = snapshot.survey(&window).map_err(source_error)?;
+    let draft = wire::PlanDraft { lanes: each_to_wire(&lanes) }.encode_to_vec();
+    let key = layout::draft_object(&grant.root, grant.attempt, Nonce(random_u64()?));
+    let draft = upload::put(&context.objects, runtime, key, draft)?;
+    let roster = write_roster(context, runtime, grant, snapshot.as_ref())?;
+    let outcomes = report_problems(context, runtime, grant, snapshot.as_ref())?;
+    let pin = SourcePin { source: context.source.address(), snapshot: snapshot.fingerprint().to_owned() };
+    let (roster, roster_len) = match roster {
+        Some((pointer, len)) => (Some(pointer), len),
+        None => (None, 0),
+    };
+    let plan = PlanResult {
+        transaction_time: snapshot.time().nanos(),
+        pin: Some(pin.to_wire()),
+        draft: Some(draft.to_wire()),
+        patients: snapshot.patients(),
+        roster: roster.as_ref().map(Wire::to_wire),
+        roster_len,
+        outcomes: each_to_wire(&outcomes),
+    };
+    complete(context, runtime, running, complete_request::Result::Plan(plan));
+    Ok(())
+}
+
+/// Reports the result of a task that is no extract. Whatever is decided, the attempt is over.
+pub(crate) fn complete(
+    context: &Context,
+    runtime: &Handle,
+    running: &Running,
+    result: complete_request::Result,
+) {
+    let grant = &running.grant;
+    let request = CompleteRequest {
+        job: u128_bytes(grant.job.0),
+        task: grant.task.0,
+        attempt: grant.attempt.0,
+        token: grant.token.0,
+        result: Some(result),
+    };
+    let report = Report::Complete(request);
+    runtime.block_on(deliver(context.channel.clone(), report, &running.revoked));
+}
+
+fn write_roster(
+    context: &Context,
+    runtime: &Handle,
+    grant: &Grant,
+    snapshot: &dyn Snapshot,
+) -> Result<Option<(ObjectPointer, u64)>, JobError> {
+    let chosen = &grant.request.patients;
+    let mut builder = KeyListBuilder::new(&context.options.scratch, context.options.sort_budget);
+    let failed = |error: std::io::Error| io_error("sorting a roster", &error);
+    match &grant.request.level {
+        Level::System => return Ok(None),
+        Level::Patient if chosen.is_empty() => return Ok(None),
+        Level::Patient => {
+            for patient in chosen {
+                builder.push(patient.as_str().as_bytes()).map_err(failed)?;
+            }
+        }
+        Level::Group(id) => {
+            let found = roster::members(snapshot, id, snapshot.time(), &mut |patient| {
+                if !chosen.is_empty() && !chosen.contains(patient) {
+                    return Ok(());
+                }
+                let pushed = builder.push(patient.as_str().as_bytes());
+                pushed.map_err(|error| flatbed_extract::SourceError::io("sorting a roster", &error))
+            });
+            if !found.map_err(source_error)? {
+                let message = format!("there is no Group/{id} in the source any more");
+                return Err(JobError { code: ErrorCode::NotFound, message });
+            }
+        }
+    }
+    let scratch = tempfile::tempfile_in(&context.options.scratch).map_err(failed)?;
+    let (out, len) = builder.write(std::io::BufWriter::new(scratch)).map_err(failed)?;
+    let mut file = out.into_inner().map_err(|error| failed(error.into_error()))?;
+    let key = layout::roster_object(&grant.root, grant.attempt, Nonce(random_u64()?));
+    Ok(Some((upload::put_file(&context.objects, runtime, key, &mut file)?, len)))
+}
+
+fn report_problems(
+    context: &Context,
+    runtime: &Handle,
+    grant: &Grant,
+    snapshot: &dyn Snapshot,
+) -> Result<Vec<OutputObject>, JobError> {
+    let mut sink = OutcomeSink::new(context, runtime, grant, grant.writer(0))?;
+    let mut stored = Ok(());
+    let listed = snapshot.problems(&mut |problem| {
+        stored = sink.add(outcome::problem_line(&problem));
+        match &stored {
+            Ok(()) => Ok(()),
+            Err(error) => Err(flatbed_extract::SourceError { code: error.code, message: error.message.clone() }),
+        }
+    });
+    stored?;
+    listed.map_err(source_error)?;
+    Ok(sink.seal()?.into_iter().collect())
+}
+
+/// What a kick-off asks (`decisions.md` 7).
+pub(crate) struct Answered {
+    pub group_found: bool,
+    pub missing: Vec<flatbed_types::request::FhirId>,
+}
+
+/// Looks into the source as it is now.
+pub(crate) fn answer(
+    source: &Arc<dyn flatbed_extract::Source>,
+    group: Option<&flatbed_types::request::FhirId>,
+    patients: &[flatbed_types::request::FhirId],
+) -> Result<Answered, JobError> {
+    let snapshot = source.snapshot(&flatbed_extract::source::NoProgress).map_err(source_error)?;
+    let Some(group) = group else {
+        let found = snapshot.has_patients(patients).map_err(source_error)?;
+        let missing = patients.iter().zip(found).filter(|(_, found)| !found).map(|(id, _)| id.clone());
+        return Ok(Answered { group_found: false, missing: missing.collect() });
+    };
+    if patients.is_empty() {
+        let standing = snapshot.group(group, &mut |_| Ok(())).map_err(source_error)?;
+        return Ok(Answered { group_found: standing.is_some(), missing: Vec::new() });
+    }
+    let mut missing: std::collections::BTreeSet<_> = patients.iter().cloned().collect();
+    let group_found = roster::members(snapshot.as_ref(), group, snapshot.time(), &mut |patient| {
+        missing.remove(patient);
+        Ok(())
+    });
+    Ok(Answered { group_found: group_found.map_err(source_error)?, missing: missing.into_iter().collect() })
+}

@@ -1,0 +1,269 @@
+//! The connection to a coordinator: hello, heartbeats, grants, questions, drain.
+//!
+//! Attempts outlive a broken connection: they keep reading and retry their commits; the next hello reports them.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use flatbed_extract::source::Progress;
+use flatbed_proto::convert::{Wire, u128_bytes};
+use flatbed_proto::wire::lease::{self as wire, coordinator_message, worker_message};
+use flatbed_types::{AttemptId, ResourceType, caps};
+use tokio::sync::{Notify, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+
+use crate::commit::client;
+use crate::slot::{self, End, Grant, Running, failed_message};
+use crate::{Context, planning};
+
+/// Versions of the worker protocol spoken here.
+const PROTOCOL: u32 = 1;
+/// Messages to the coordinator that may wait.
+const QUEUE: usize = 256;
+const RECONNECT: Duration = Duration::from_millis(300);
+/// How long a drain may take before the process ends all the same.
+const DRAIN_LIMIT: Duration = Duration::from_secs(25);
+
+struct Session {
+    context: Arc<Context>,
+    drain: CancellationToken,
+    running: Mutex<HashMap<AttemptId, Arc<Running>>>,
+    types: Mutex<Vec<ResourceType>>,
+    /// Failures that no connection has taken yet.
+    unsent: Mutex<Vec<wire::Failed>>,
+    grants_received: AtomicU64,
+    /// Something changed that the coordinator should hear of now.
+    changed: Notify,
+}
+
+pub(crate) async fn run(context: Arc<Context>, drain: CancellationToken) {
+    let session = Arc::new(Session {
+        context,
+        drain,
+        running: Mutex::default(),
+        types: Mutex::default(),
+        unsent: Mutex::default(),
+        grants_received: AtomicU64::new(0),
+        changed: Notify::new(),
+    });
+    prepare(session.clone());
+    let give_up = session.drain.clone();
+    let work = session.clone().connect_again();
+    tokio::select! {
+        () = work => {}
+        () = async { give_up.cancelled().await; tokio::time::sleep(DRAIN_LIMIT).await } => {
+            tracing::warn!("drain took too long; running attempts are left to their leases");
+        }
+    }
+}
+
+/// Brings the source up to date before the first job asks, and learns its types.
+fn prepare(session: Arc<Session>) {
+    struct Logged;
+    impl Progress for Logged {
+        fn report(&self, phase: &str, done: u64, total: u64) {
+            tracing::info!("preparing the source: {}", planning::describe(phase, done, total));
+        }
+    }
+    tokio::task::spawn_blocking(move || match session.context.source.snapshot(&Logged) {
+        Ok(snapshot) => {
+            *lock(&session.types) = snapshot.types();
+            session.changed.notify_one();
+        }
+        // The plan task of the first job says so to whoever asked.
+        Err(error) => tracing::warn!(code = %error.code, "the source cannot be prepared: {error}"),
+    });
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Session {
+    async fn connect_again(self: Arc<Self>) {
+        loop {
+            if let Err(status) = self.clone().connect().await {
+                tracing::debug!(code = ?status.code(), "no connection to the coordinator");
+            }
+            if self.drain.is_cancelled() && lock(&self.running).is_empty() {
+                return;
+            }
+            tokio::time::sleep(RECONNECT).await;
+        }
+    }
+
+    async fn connect(self: Arc<Self>) -> Result<(), tonic::Status> {
+        let (sender, outgoing) = mpsc::channel(QUEUE);
+        self.grants_received.store(0, Ordering::Relaxed);
+        let _ = sender.try_send(message(worker_message::Message::Hello(self.hello())));
+        let response = client(self.context.channel.clone()).session(ReceiverStream::new(outgoing)).await?;
+        let mut incoming = response.into_inner();
+        let mut beat = Duration::from_millis(caps::HEARTBEAT_MILLIS);
+        let mut number = 0;
+        self.flush_failures(&sender);
+        loop {
+            tokio::select! {
+                received = incoming.message() => match received? {
+                    Some(received) => match received.message {
+                        Some(coordinator_message::Message::Welcome(welcome)) => {
+                            beat = Duration::from_millis(u64::from(welcome.heartbeat_ms.max(100)));
+                        }
+                        Some(other) => self.clone().handle(other, &sender),
+                        None => {}
+                    },
+                    None => return Ok(()),
+                },
+                () = tokio::time::sleep(beat) => {}
+                () = self.changed.notified() => {}
+                () = self.drain.cancelled(), if self.is_drained() => {
+                    let _ = sender.send(message(worker_message::Message::Goodbye(wire::Goodbye {}))).await;
+                    // The stream ends behind the goodbye; the coordinator closes its half then.
+                    drop(sender);
+                    let _ = tokio::time::timeout(Duration::from_secs(1), incoming.message()).await;
+                    return Ok(());
+                }
+            }
+            self.flush_failures(&sender);
+            number += 1;
+            let heartbeat = message(worker_message::Message::Heartbeat(self.heartbeat(number)));
+            if sender.send(heartbeat).await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn is_drained(&self) -> bool {
+        lock(&self.running).is_empty()
+    }
+
+    fn hello(&self) -> wire::Hello {
+        wire::Hello {
+            protocol_min: PROTOCOL,
+            protocol_max: PROTOCOL,
+            worker: self.context.options.id.to_string(),
+            session: u128_bytes(self.context.session.0),
+            slots: self.context.options.slots,
+            source: self.context.source.address(),
+            types: self.type_names(),
+            running: self.reports(),
+        }
+    }
+
+    fn type_names(&self) -> Vec<String> {
+        lock(&self.types).iter().map(|kind| kind.name().to_owned()).collect()
+    }
+
+    fn heartbeat(&self, number: u64) -> wire::Heartbeat {
+        let running = self.reports();
+        let busy = u32::try_from(running.len()).unwrap_or(u32::MAX);
+        let free_slots =
+            if self.drain.is_cancelled() { 0 } else { self.context.options.slots.saturating_sub(busy) };
+        let grants_received = self.grants_received.load(Ordering::Relaxed);
+        wire::Heartbeat { number, running, free_slots, types: self.type_names(), grants_received }
+    }
+
+    fn reports(&self) -> Vec<wire::AttemptReport> {
+        let report = |running: &Arc<Running>| wire::AttemptReport {
+            job: u128_bytes(running.grant.job.0),
+            task: running.grant.task.0,
+            attempt: running.grant.attempt.0,
+            uncommitted: Some(running.uncommitted().to_wire()),
+            note: running.note(),
+        };
+        lock(&self.running).values().map(report).collect()
+    }
+
+    fn flush_failures(&self, sender: &mpsc::Sender<wire::WorkerMessage>) {
+        let mut unsent = lock(&self.unsent);
+        while let Some(failed) = unsent.pop() {
+            if sender.try_send(message(worker_message::Message::Failed(failed.clone()))).is_err() {
+                unsent.push(failed);
+                return;
+            }
+        }
+    }
+
+    fn handle(
+        self: Arc<Self>,
+        received: coordinator_message::Message,
+        sender: &mpsc::Sender<wire::WorkerMessage>,
+    ) {
+        match received {
+            coordinator_message::Message::Welcome(_) => {}
+            coordinator_message::Message::HeartbeatAck(ack) => {
+                for attempt in ack.unknown_attempts {
+                    self.revoke(AttemptId(attempt));
+                }
+            }
+            coordinator_message::Message::Revoke(revoke) => self.revoke(AttemptId(revoke.attempt)),
+            coordinator_message::Message::Grant(grant) => {
+                self.grants_received.fetch_add(1, Ordering::Relaxed);
+                self.accept(grant);
+            }
+            coordinator_message::Message::Ask(ask) => {
+                let sender = sender.clone();
+                tokio::spawn(async move {
+                    let answer = self.answer(ask).await;
+                    let _ = sender.send(message(worker_message::Message::Answer(answer))).await;
+                });
+            }
+        }
+    }
+
+    fn revoke(&self, attempt: AttemptId) {
+        if let Some(running) = lock(&self.running).get(&attempt) {
+            running.revoked.cancel();
+        }
+    }
+
+    fn accept(self: Arc<Self>, grant: wire::Grant) {
+        let grant = match Grant::from_wire(grant) {
+            Ok(grant) => grant,
+            Err(error) => return tracing::error!(%error, "a grant cannot be understood"),
+        };
+        if grant.session != self.context.session {
+            return;
+        }
+        let attempt = grant.attempt;
+        let running = Arc::new(Running::new(grant, self.drain.child_token()));
+        lock(&self.running).insert(attempt, running.clone());
+        tokio::spawn(async move {
+            if let End::Failed(error) = slot::run(self.context.clone(), running.clone()).await {
+                lock(&self.unsent).push(failed_message(&running.grant, error));
+            }
+            lock(&self.running).remove(&attempt);
+            self.changed.notify_one();
+        });
+    }
+
+    async fn answer(&self, ask: wire::Ask) -> wire::Answer {
+        let failed = |error: String| wire::Answer { number: ask.number, error, ..wire::Answer::default() };
+        let group = match ask.group.as_str() {
+            "" => None,
+            id => match id.parse() {
+                Ok(id) => Some(id),
+                Err(_) => return wire::Answer { number: ask.number, ..wire::Answer::default() },
+            },
+        };
+        let patients: Vec<_> = ask.patients.iter().filter_map(|id| id.parse().ok()).collect();
+        let source = self.context.source.clone();
+        let looked = move || planning::answer(&source, group.as_ref(), &patients);
+        match tokio::task::spawn_blocking(looked).await {
+            Ok(Ok(answered)) => wire::Answer {
+                number: ask.number,
+                group_found: answered.group_found,
+                missing_patients: answered.missing.iter().map(ToString::to_string).collect(),
+                error: String::new(),
+            },
+            Ok(Err(error)) => failed(error.message),
+            Err(_) => failed("the source could not be read".to_owned()),
+        }
+    }
+}
+
+fn message(message: worker_message::Message) -> wire::WorkerMessage {
+    wire::WorkerMessage { message: Some(message) }
+}

@@ -1,0 +1,199 @@
+//! Objects written in parts and read in blocks. Called on threads that may block.
+
+use std::io;
+use std::sync::Arc;
+
+use flatbed_extract::keylist::BlockRead;
+use flatbed_types::caps;
+use flatbed_types::job::{JobError, ObjectPointer};
+use object_store::path::Path;
+use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt};
+use sha2::{Digest, Sha256};
+use tokio::runtime::Handle;
+use tokio::task::JoinSet;
+
+use crate::{internal, object_error};
+
+/// Parts of one object on their way at once: one is written while the next is made.
+const PARTS_IN_FLIGHT: usize = 2;
+
+/// Writes one object under a name that nobody else uses. Nothing is there to read until `seal` has succeeded;
+/// dropped before that, the upload is aborted.
+pub(crate) struct Upload {
+    objects: Arc<dyn ObjectStore>,
+    runtime: Handle,
+    path: Path,
+    pending: Vec<u8>,
+    multipart: Option<Box<dyn MultipartUpload>>,
+    parts: JoinSet<object_store::Result<()>>,
+    size: u64,
+}
+
+impl Upload {
+    pub fn new(objects: Arc<dyn ObjectStore>, runtime: Handle, key: &str) -> Upload {
+        Upload {
+            objects,
+            runtime,
+            path: Path::from(key),
+            pending: Vec::new(),
+            multipart: None,
+            parts: JoinSet::new(),
+            size: 0,
+        }
+    }
+
+    /// Where bytes are to be appended; call [`Upload::advance`] after that.
+    pub fn buffer(&mut self) -> &mut Vec<u8> {
+        &mut self.pending
+    }
+
+    /// Sends what fills a part. Waits while too many are on their way.
+    pub fn advance(&mut self) -> Result<(), JobError> {
+        while self.pending.len() >= caps::UPLOAD_PART {
+            let rest = self.pending.split_off(caps::UPLOAD_PART);
+            let part = std::mem::replace(&mut self.pending, rest);
+            self.send(part)?;
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, part: Vec<u8>) -> Result<(), JobError> {
+        let doing = "writing output";
+        if self.multipart.is_none() {
+            let begun = self.runtime.block_on(self.objects.put_multipart(&self.path));
+            self.multipart = Some(begun.map_err(|error| object_error(doing, &error))?);
+        }
+        while self.parts.len() >= PARTS_IN_FLIGHT {
+            self.join_one()?;
+        }
+        self.size += part.len() as u64;
+        if let Some(multipart) = &mut self.multipart {
+            let part = multipart.put_part(part.into());
+            self.parts.spawn_on(part, &self.runtime);
+        }
+        Ok(())
+    }
+
+    fn join_one(&mut self) -> Result<(), JobError> {
+        match self.runtime.block_on(self.parts.join_next()) {
+            None | Some(Ok(Ok(()))) => Ok(()),
+            Some(Ok(Err(error))) => Err(object_error("writing output", &error)),
+            Some(Err(error)) => Err(internal(error)),
+        }
+    }
+
+    /// Makes the object readable, whole. Answers its size, confirmed by the store.
+    pub fn seal(mut self) -> Result<u64, JobError> {
+        let doing = "sealing output";
+        if self.multipart.is_none() {
+            let bytes = std::mem::take(&mut self.pending);
+            let size = bytes.len() as u64;
+            let put = self.runtime.block_on(self.objects.put(&self.path, bytes.into()));
+            put.map_err(|error| object_error(doing, &error))?;
+            return self.confirm(size);
+        }
+        if !self.pending.is_empty() {
+            let rest = std::mem::take(&mut self.pending);
+            self.send(rest)?;
+        }
+        while !self.parts.is_empty() {
+            self.join_one()?;
+        }
+        if let Some(multipart) = &mut self.multipart
+            && let Err(error) = self.runtime.block_on(multipart.complete())
+        {
+            // It may have completed all the same: the name is ours alone, so its size tells.
+            let size = self.size;
+            return self.confirm(size).map_err(|_| object_error(doing, &error));
+        }
+        self.multipart = None;
+        let size = self.size;
+        self.confirm(size)
+    }
+
+    fn confirm(&mut self, size: u64) -> Result<u64, JobError> {
+        let head = self.runtime.block_on(self.objects.head(&self.path));
+        let stored = head.map_err(|error| object_error("confirming output", &error))?.size;
+        if stored == size {
+            self.multipart = None;
+            return Ok(size);
+        }
+        Err(internal(format!("an object of {size} bytes is stored with {stored}")))
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        if let Some(mut multipart) = self.multipart.take() {
+            self.parts.abort_all();
+            // What the abort does not reach is left to the store's own rule for unfinished uploads.
+            self.runtime.spawn(async move { drop(multipart.abort().await) });
+        }
+    }
+}
+
+/// Writes a whole small object.
+pub(crate) fn put(
+    objects: &Arc<dyn ObjectStore>,
+    runtime: &Handle,
+    key: String,
+    bytes: Vec<u8>,
+) -> Result<ObjectPointer, JobError> {
+    let sha256 = Sha256::digest(&bytes).into();
+    let mut upload = Upload::new(objects.clone(), runtime.clone(), &key);
+    *upload.buffer() = bytes;
+    upload.advance()?;
+    let size = upload.seal()?;
+    Ok(ObjectPointer { key, sha256, size })
+}
+
+/// Writes a scratch file as an object.
+pub(crate) fn put_file(
+    objects: &Arc<dyn ObjectStore>,
+    runtime: &Handle,
+    key: String,
+    file: &mut std::fs::File,
+) -> Result<ObjectPointer, JobError> {
+    let failed = |error: io::Error| crate::io_error("reading a scratch file", &error);
+    io::Seek::rewind(file).map_err(failed)?;
+    let mut upload = Upload::new(objects.clone(), runtime.clone(), &key);
+    let mut hash = Sha256::new();
+    loop {
+        let start = upload.buffer().len();
+        let mut chunk = io::Read::take(&mut *file, 1 << 20);
+        io::Read::read_to_end(&mut chunk, upload.buffer()).map_err(failed)?;
+        if upload.buffer().len() == start {
+            break;
+        }
+        hash.update(&upload.buffer()[start..]);
+        upload.advance()?;
+    }
+    let size = upload.seal()?;
+    Ok(ObjectPointer { key, sha256: hash.finalize().into(), size })
+}
+
+/// An object read block by block, for key lists.
+pub(crate) struct ObjectBlocks {
+    objects: Arc<dyn ObjectStore>,
+    runtime: Handle,
+    path: Path,
+    size: u64,
+}
+
+impl ObjectBlocks {
+    pub fn new(objects: Arc<dyn ObjectStore>, runtime: Handle, pointer: &ObjectPointer) -> ObjectBlocks {
+        ObjectBlocks { objects, runtime, path: Path::from(pointer.key.as_str()), size: pointer.size }
+    }
+}
+
+impl BlockRead for ObjectBlocks {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+        let range = offset..offset + len as u64;
+        let read = self.runtime.block_on(self.objects.get_range(&self.path, range));
+        read.map(|bytes| bytes.to_vec()).map_err(io::Error::other)
+    }
+}
