@@ -156,7 +156,10 @@ pub fn with_environment(command: Command, prefix: &str) -> Command {
 }
 
 /// The file named by `--config FILE`, `--config=FILE` or the environment's value, before anything else is read.
-pub fn config_path<'a>(args: impl IntoIterator<Item = &'a str>, environment: Option<PathBuf>) -> Option<PathBuf> {
+pub fn config_path<'a>(
+    args: impl IntoIterator<Item = &'a str>,
+    environment: Option<PathBuf>,
+) -> Option<PathBuf> {
     let mut args = args.into_iter();
     while let Some(arg) = args.next() {
         if arg == "--" {

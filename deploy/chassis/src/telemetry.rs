@@ -1,6 +1,7 @@
 //! Where log records go: standard error, as text for people or as one JSON object a line.
 
 use std::fmt;
+use std::io::IsTerminal;
 use std::str::FromStr;
 
 use tracing_subscriber::EnvFilter;
@@ -42,7 +43,9 @@ impl fmt::Display for LogFormat {
 /// nothing, so that a library test may start several roles.
 pub fn init(format: LogFormat, level: LevelFilter) {
     let filter = EnvFilter::builder().with_default_directive(Directive::from(level)).from_env_lossy();
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let colours = std::io::stderr().is_terminal();
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
     let started = match format {
         LogFormat::Text => builder.with_target(false).try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),

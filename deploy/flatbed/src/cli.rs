@@ -188,7 +188,8 @@ mod tests {
         let path = folder.path().join("flatbed.toml");
         let file = path.to_str().unwrap();
         std::fs::write(&path, "source = 'synthetic:'\nlisten = '127.0.0.1:9999'\ncompress = 'zstd'").unwrap();
-        let Commands::Export(export) = parsed(&["export", "--out", "o", "--config", file]).unwrap().command else {
+        let Commands::Export(export) = parsed(&["export", "--out", "o", "--config", file]).unwrap().command
+        else {
             panic!("another command");
         };
         assert_eq!(export.written.compress, flatbed_types::Codec::Zstd);

@@ -100,7 +100,10 @@ impl Progress {
             bar.enable_steady_tick(Duration::from_millis(120));
             bar
         });
-        Progress { bar, state: Mutex::new(PlainState { last_line: None, last_phase: String::new(), began: None }) }
+        Progress {
+            bar,
+            state: Mutex::new(PlainState { last_line: None, last_phase: String::new(), began: None }),
+        }
     }
 
     /// Work that cannot be measured in its result: what is being done.
@@ -267,7 +270,8 @@ mod tests {
 
     #[test]
     fn tables_align() {
-        let rows = vec![vec!["Patient".to_owned(), "12".to_owned()], vec!["Claim".to_owned(), "1,000".to_owned()]];
+        let rows =
+            vec![vec!["Patient".to_owned(), "12".to_owned()], vec!["Claim".to_owned(), "1,000".to_owned()]];
         assert_eq!(
             table(&["type", "files"], &[false, true], &rows),
             "type     files\nPatient     12\nClaim    1,000\n"

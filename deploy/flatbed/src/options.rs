@@ -283,8 +283,18 @@ mod tests {
     #[test]
     fn options_become_the_request_that_a_kick_off_would() {
         let options = query(&[
-            "--level", "group/g1", "--type", "Patient,Condition", "--type", "Claim", "--since",
-            "2026-01-01T00:00:00+01:00", "--patient", "p1", "--patient", "Patient/p2",
+            "--level",
+            "group/g1",
+            "--type",
+            "Patient,Condition",
+            "--type",
+            "Claim",
+            "--since",
+            "2026-01-01T00:00:00+01:00",
+            "--patient",
+            "p1",
+            "--patient",
+            "Patient/p2",
         ]);
         let request = options.request(now()).unwrap();
         assert_eq!(request.level, Level::Group("g1".parse().unwrap()));

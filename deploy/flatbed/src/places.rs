@@ -11,7 +11,8 @@ use object_store::local::LocalFileSystem;
 
 /// An object store in a local folder, which is made.
 pub fn local_store(folder: &Path) -> anyhow::Result<LocalFileSystem> {
-    std::fs::create_dir_all(folder).with_context(|| format!("cannot create the folder {}", folder.display()))?;
+    std::fs::create_dir_all(folder)
+        .with_context(|| format!("cannot create the folder {}", folder.display()))?;
     let store = LocalFileSystem::new_with_prefix(folder);
     let store = store.with_context(|| format!("cannot use the folder {}", folder.display()))?;
     // A deleted job leaves no empty folders.
@@ -62,7 +63,8 @@ impl DataFolder {
     /// Makes and locks a folder. The lock goes with the process, however it ends.
     pub fn claim(path: &Path) -> anyhow::Result<Claim> {
         let path = std::path::absolute(path)?;
-        std::fs::create_dir_all(&path).with_context(|| format!("cannot create the folder {}", path.display()))?;
+        std::fs::create_dir_all(&path)
+            .with_context(|| format!("cannot create the folder {}", path.display()))?;
         let file = path.join("lock");
         let lock = OpenOptions::new().create(true).truncate(false).write(true).open(&file);
         let lock = lock.with_context(|| format!("cannot write to the folder {}", path.display()))?;

@@ -79,9 +79,7 @@ impl JobsApi {
     pub fn new(channel: Channel) -> JobsApi {
         let client = JobsClient::new(channel);
         JobsApi(
-            client
-                .max_decoding_message_size(caps::MAX_MESSAGE)
-                .max_encoding_message_size(caps::MAX_MESSAGE),
+            client.max_decoding_message_size(caps::MAX_MESSAGE).max_encoding_message_size(caps::MAX_MESSAGE),
         )
     }
 
@@ -90,7 +88,8 @@ impl JobsApi {
         let mut last = anyhow!("no coordinator is named");
         for url in urls.split(',').map(str::trim).filter(|url| !url.is_empty()) {
             let endpoint = Endpoint::from_shared(url.to_owned());
-            let endpoint = endpoint.with_context(|| format!("'{url}' is no URL like http://127.0.0.1:7070"))?;
+            let endpoint =
+                endpoint.with_context(|| format!("'{url}' is no URL like http://127.0.0.1:7070"))?;
             match endpoint.connect_timeout(CONNECT).connect().await {
                 Ok(channel) => return Ok(JobsApi::new(channel)),
                 Err(error) => last = anyhow!(error).context(format!("cannot reach the coordinator at {url}")),

@@ -100,7 +100,8 @@ pub fn place(
     folder::sync_folder(out).with_context(|| format!("cannot write to {}", out.display()))?;
     let by_file: BTreeMap<Nonce, &String> = names.iter().map(|(entry, name)| (entry.file, name)).collect();
     let facts = fhir::ManifestFacts { request_url, requires_access_token: false };
-    let url_of = |entry: &ManifestEntry| by_file.get(&entry.file).map(|name| (*name).clone()).unwrap_or_default();
+    let url_of =
+        |entry: &ManifestEntry| by_file.get(&entry.file).map(|name| (*name).clone()).unwrap_or_default();
     let json = fhir::manifest(manifest, facts, &url_of);
     folder::write_json_atomically(&out.join("manifest.json"), &json)?;
     let placed = names.into_iter().map(|(entry, name)| PlacedFile {

@@ -1,7 +1,11 @@
 //! Opening a source, and saying how far its preparation has come whoever asked for it.
+//!
+//! A worker prepares its source at its start and again for each plan. In one process these would wait for each
+//! other without a word, so they take turns here, and whoever waits hears of the progress of the one at work.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::Duration;
 
 use flatbed_extract::open::{SourceOptions, open_source};
 use flatbed_extract::source::Progress;
@@ -13,6 +17,9 @@ use crate::{display, places};
 
 /// Bytes that a sort holds in memory, of a lake's rows or of a job's keys; more is spilled to the scratch folder.
 pub const SORT_BUDGET: usize = 256 << 20;
+
+/// Pause between two looks at a preparation that somebody else began.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// Hears the phases of a preparation, as text for people.
 pub type Listener = Arc<dyn Fn(&str) + Send + Sync>;
@@ -40,7 +47,7 @@ pub async fn open(
     let opened = tokio::task::spawn_blocking(move || open_source(&uri, &options)).await;
     let opened = opened.map_err(|error| Failure::Failed(error.into()))?;
     let inner = opened.map_err(source_failure)?;
-    Ok(Arc::new(Announced { inner, listener }))
+    Ok(Arc::new(Announced { inner, listener, turn: Mutex::new(()), latest: Mutex::default() }))
 }
 
 /// The folder of `--index`.
@@ -56,10 +63,19 @@ fn index_folder(uri: &str) -> Result<PathBuf, Failure> {
     absolute(Path::new(path))
 }
 
-/// A source whose preparation is also told to a listener.
+/// A source whose preparation is also told to a listener, and happens once at a time.
 struct Announced {
     inner: Arc<dyn Source>,
     listener: Listener,
+    turn: Mutex<()>,
+    /// Phase, bytes done, bytes in all, of the preparation at work.
+    latest: Mutex<(String, u64, u64)>,
+}
+
+impl Announced {
+    fn latest(&self) -> MutexGuard<'_, (String, u64, u64)> {
+        self.latest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Source for Announced {
@@ -68,7 +84,18 @@ impl Source for Announced {
     }
 
     fn snapshot(&self, progress: &dyn Progress) -> Result<Arc<dyn Snapshot>, SourceError> {
-        self.inner.snapshot(&Both { first: progress, listener: &self.listener })
+        let _turn = loop {
+            match self.turn.try_lock() {
+                Ok(turn) => break turn,
+                Err(TryLockError::Poisoned(poisoned)) => break poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) => {
+                    let (phase, done, total) = self.latest().clone();
+                    progress.report(&phase, done, total);
+                    std::thread::sleep(LOOK);
+                }
+            }
+        };
+        self.inner.snapshot(&Both { first: progress, all: self })
     }
 
     fn reopen(&self, fingerprint: &str) -> Result<Arc<dyn Snapshot>, SourceError> {
@@ -78,13 +105,14 @@ impl Source for Announced {
 
 struct Both<'a> {
     first: &'a dyn Progress,
-    listener: &'a Listener,
+    all: &'a Announced,
 }
 
 impl Progress for Both<'_> {
     fn report(&self, phase: &str, done: u64, total: u64) {
         self.first.report(phase, done, total);
-        (self.listener)(&phase_text(phase, done, total));
+        *self.all.latest() = (phase.to_owned(), done, total);
+        (self.all.listener)(&phase_text(phase, done, total));
     }
 }
 

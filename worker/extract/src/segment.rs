@@ -9,8 +9,8 @@ use std::io;
 
 use flate2::{Compress, Compression, FlushCompress, Status};
 
-/// Deflate level of everything we compress ourselves. On FHIR data level 2 of zlib-rs is close to level 6 in
-/// size at less than half of its cost; see `tests/benches/README.md` for the figures.
+/// Deflate level of everything we compress ourselves. On real FHIR data level 2 of zlib-rs gives 83 to 87 % of the
+/// ratio of level 6 at 50 to 70 % of its cost; level 1 gives 62 % of it, level 3 costs more for 5 % less size.
 pub const DEFLATE_LEVEL: u32 = 2;
 /// zstd level: smaller and cheaper than gzip at any level on FHIR data.
 pub const ZSTD_LEVEL: i32 = 1;

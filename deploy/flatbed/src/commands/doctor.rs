@@ -112,9 +112,7 @@ fn print(findings: &[Finding], format: Format) -> anyhow::Result<()> {
         Verdict::Bad => "failed",
     };
     if format == Format::Json {
-        let each = |finding: &Finding| {
-            json!({"check": finding.check, "result": name(finding.verdict), "text": finding.text})
-        };
+        let each = |finding: &Finding| json!({"check": finding.check, "result": name(finding.verdict), "text": finding.text});
         let checks: Vec<_> = findings.iter().map(each).collect();
         return data(format_args!("{:#}", json!({"checks": checks})));
     }
@@ -143,7 +141,8 @@ fn state(path: &Path) -> Finding {
     let folder = match claimed {
         Claim::Ours(folder) => folder,
         Claim::Taken => {
-            let text = format!("{} is in use by a running flatbed serve, so not checked further", path.display());
+            let text =
+                format!("{} is in use by a running flatbed serve, so not checked further", path.display());
             return Finding { check, verdict: Verdict::Warning, text };
         }
     };
@@ -167,9 +166,14 @@ fn state(path: &Path) -> Finding {
 }
 
 fn file_clock_skew(folder: &Path) -> anyhow::Result<Duration> {
-    let probe = tempfile::NamedTempFile::new_in(folder).with_context(|| format!("cannot write to {}", folder.display()))?;
-    std::fs::write(probe.path(), b"probe").with_context(|| format!("cannot write to {}", folder.display()))?;
-    probe.as_file().sync_all().with_context(|| format!("cannot make writes to {} durable", folder.display()))?;
+    let probe = tempfile::NamedTempFile::new_in(folder)
+        .with_context(|| format!("cannot write to {}", folder.display()))?;
+    std::fs::write(probe.path(), b"probe")
+        .with_context(|| format!("cannot write to {}", folder.display()))?;
+    probe
+        .as_file()
+        .sync_all()
+        .with_context(|| format!("cannot make writes to {} durable", folder.display()))?;
     let written = probe.as_file().metadata()?.modified()?;
     let now = SystemTime::now();
     Ok(now.duration_since(written).unwrap_or_else(|error| error.duration()))
@@ -183,7 +187,10 @@ async fn output(uri: &str) -> anyhow::Result<String> {
     let folder = object_store::path::Path::from("flatbed-doctor");
     let path = folder.clone().join(format!("probe-{:016x}", u64::from_be_bytes(random)));
     let content = b"flatbed doctor".to_vec();
-    store.put(&path, content.clone().into()).await.context("cannot write an object; check the permissions")?;
+    store
+        .put(&path, content.clone().into())
+        .await
+        .context("cannot write an object; check the permissions")?;
     let read = async {
         let found = store.get(&path).await.context("cannot read back an object")?.bytes().await?;
         if found != content {
@@ -226,7 +233,8 @@ async fn source(args: &DoctorArgs, uri: &str) -> anyhow::Result<String> {
 
 fn count(source: &dyn Source) -> anyhow::Result<String> {
     let failed = |error: flatbed_extract::SourceError| anyhow!(error.message);
-    let snapshot: Arc<dyn Snapshot> = source.snapshot(&flatbed_extract::source::NoProgress).map_err(failed)?;
+    let snapshot: Arc<dyn Snapshot> =
+        source.snapshot(&flatbed_extract::source::NoProgress).map_err(failed)?;
     let lanes = snapshot.survey(&Window::default()).map_err(failed)?;
     let hints = || lanes.iter().flat_map(|lane| &lane.hints);
     let (rows, bytes) = (hints().map(|hint| hint.rows).sum(), hints().map(|hint| hint.bytes).sum());
@@ -265,7 +273,9 @@ fn space(check: &'static str, path: &Path) -> Finding {
             );
             Finding { check, verdict: Verdict::Warning, text }
         }
-        Some(free) => Finding { check, verdict: Verdict::Good, text: format!("{} free", display::bytes(free)) },
+        Some(free) => {
+            Finding { check, verdict: Verdict::Good, text: format!("{} free", display::bytes(free)) }
+        }
     }
 }
 

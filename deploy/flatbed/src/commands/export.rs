@@ -90,7 +90,10 @@ fn claim(out: &Path) -> Result<DataFolder, Failure> {
     if out.join("manifest.json").exists() {
         // The run that made it ended between its last step and tidying up.
         folder::remove_tree(&work)?;
-        return Err(Failure::usage(format!("{} holds a complete result already; name another folder", out.display())));
+        return Err(Failure::usage(format!(
+            "{} holds a complete result already; name another folder",
+            out.display()
+        )));
     }
     result::undo_placing(out, &work)?;
     folder::require_only(out, WORK).map_err(usage)?;
@@ -146,7 +149,9 @@ async fn export(
     let request_url = request_url(&args.query);
     let finished = follow(&cluster.jobs(), request, &request_url, &progress, cancel).await;
     let pointer = match finished {
-        Ok(view) => view.record.manifest.ok_or_else(|| anyhow!("the job is complete without a manifest").into()),
+        Ok(view) => {
+            view.record.manifest.ok_or_else(|| anyhow!("the job is complete without a manifest").into())
+        }
         Err(failure) => Err(failure),
     };
     let manifest = match pointer {
@@ -252,7 +257,7 @@ fn show(view: &JobView, progress: &Progress) {
     let written = view.committed.bytes + view.in_flight.bytes;
     if view.record.state == JobState::Planning || view.record.estimate.bytes == 0 {
         // While the source prepares itself it tells its phases directly and more often.
-        if !view.phase.is_empty() && view.phase != "planning" {
+        if !view.phase.is_empty() && !view.phase.starts_with("planning") {
             progress.phase(&view.phase);
         }
         return;

@@ -154,17 +154,8 @@ fn amount(rows: u64, bytes: u64) -> String {
 }
 
 /// All that [`state_name`] answers.
-pub const STATES: [&str; 9] = [
-    "planning",
-    "running",
-    "resolving",
-    "finalizing",
-    "complete",
-    "failed",
-    "cancelled",
-    "deleting",
-    "gone",
-];
+pub const STATES: [&str; 9] =
+    ["planning", "running", "resolving", "finalizing", "complete", "failed", "cancelled", "deleting", "gone"];
 
 /// The name of a job's state, for people, JSON and metrics.
 pub fn state_name(job: &JobView) -> &'static str {

@@ -61,7 +61,8 @@ pub struct PullArgs {
 /// Runs the command.
 pub async fn run(args: PullArgs) -> Result<(), Failure> {
     if args.client_id.is_some() || args.key.is_some() {
-        let text = "--client-id and --key (SMART Backend Services) are not in this build yet; use --token-file";
+        let text =
+            "--client-id and --key (SMART Backend Services) are not in this build yet; use --token-file";
         return Err(Failure::usage(text));
     }
     let token = match (args.token, args.token_file) {
@@ -79,8 +80,13 @@ pub async fn run(args: PullArgs) -> Result<(), Failure> {
     };
     let cancel = signals::shutdown_token().context("cannot listen to signals")?;
     let began = Instant::now();
-    let shown = Shown { progress: Progress::start(), bytes: AtomicU64::new(0), rows: AtomicU64::new(0),
-        files: AtomicU64::new(0), here: AtomicU64::new(0) };
+    let shown = Shown {
+        progress: Progress::start(),
+        bytes: AtomicU64::new(0),
+        rows: AtomicU64::new(0),
+        files: AtomicU64::new(0),
+        here: AtomicU64::new(0),
+    };
     let done = tokio::select! {
         done = pull::run(&options, &shown) => done,
         () = cancel.cancelled() => Err(anyhow!("stopped; the same command goes on with what is here")),
@@ -163,8 +169,7 @@ fn summarize(
     received: u64,
     elapsed: Duration,
 ) -> Result<(), Failure> {
-    let lines: u64 =
-        report.files.iter().filter(|file| file.section == "output").map(|file| file.lines).sum();
+    let lines: u64 = report.files.iter().filter(|file| file.section == "output").map(|file| file.lines).sum();
     let bytes: u64 = report.files.iter().map(|file| file.bytes).sum();
     if format == Format::Json {
         let files = report.files.iter().map(|file| {
@@ -194,8 +199,12 @@ fn summarize(
             ]
         })
         .collect();
-    data(display::table(&["file", "listed in", "lines", "on disk"], &[false, false, true, true], &rows).trim_end())?;
-    let speed = display::rate(received, elapsed).map_or_else(String::new, |rate| format!(", {}/s", display::bytes(rate)));
+    data(
+        display::table(&["file", "listed in", "lines", "on disk"], &[false, false, true, true], &rows)
+            .trim_end(),
+    )?;
+    let speed = display::rate(received, elapsed)
+        .map_or_else(String::new, |rate| format!(", {}/s", display::bytes(rate)));
     note(format_args!(
         "{} resources, {} on disk, {} received in {}{speed}; the next --since is {}",
         display::count(lines),
@@ -233,7 +242,8 @@ mod tests {
             full.url.as_str(),
             "https://ehr.example/fhir/Group/g1/$export?_type=Patient%2CClaim&_since=2026-01-01T00%3A00%3A00%2B01%3A00"
         );
-        let posted = kick_off_of("https://ehr.example/fhir", &["--level", "patient", "--patient", "p1"]).unwrap();
+        let posted =
+            kick_off_of("https://ehr.example/fhir", &["--level", "patient", "--patient", "p1"]).unwrap();
         assert_eq!(posted.url.as_str(), "https://ehr.example/fhir/Patient/$export");
         assert!(posted.body.unwrap().contains("\"reference\":\"Patient/p1\""));
         assert!(kick_off_of("ehr.example", &[]).is_err() && kick_off_of("file:///x", &[]).is_err());

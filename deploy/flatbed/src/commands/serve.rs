@@ -125,7 +125,11 @@ pub async fn run(args: ServeArgs) -> Result<(), Failure> {
     let stop = signals::shutdown_token().context("cannot listen to signals")?;
     let data_dir = absolute(&args.data_dir)?;
     let Claim::Ours(folder) = DataFolder::claim(&data_dir)? else {
-        return Err(anyhow!("another flatbed serve uses {}; stop it or name another --data-dir", data_dir.display()).into());
+        return Err(anyhow!(
+            "another flatbed serve uses {}; stop it or name another --data-dir",
+            data_dir.display()
+        )
+        .into());
     };
     let listener = bind(args.listen, "--listen").await?;
     let bound = listener.local_addr().context("cannot tell the address")?;
@@ -181,9 +185,11 @@ fn check(args: &ServeArgs) -> Result<(), Failure> {
         )));
     }
     match args.rpc_listen {
-        Some(address) if !address.ip().is_loopback() && !args.allow_plain_rpc => Err(Failure::usage(format!(
-            "--rpc-listen {address} has no TLS; listen on 127.0.0.1, or give --allow-plain-rpc if the network encrypts"
-        ))),
+        Some(address) if !address.ip().is_loopback() && !args.allow_plain_rpc => {
+            Err(Failure::usage(format!(
+                "--rpc-listen {address} has no TLS; listen on 127.0.0.1, or give --allow-plain-rpc if the network encrypts"
+            )))
+        }
         _ => Ok(()),
     }
 }
@@ -211,7 +217,8 @@ async fn start(
     // What a worker had in its scratch folder when it was killed is of no use to the next one.
     crate::folder::remove_tree(&folder.path().join("scratch"))?;
     let scratch = folder.subfolder("scratch")?;
-    let source = sources::open(&args.source, slots, folder.path(), scratch.clone(), preparation_log()).await?;
+    let source =
+        sources::open(&args.source, slots, folder.path(), scratch.clone(), preparation_log()).await?;
     let state = flatbed_coordinator::store::open(&folder.state()).await.context("cannot open the state")?;
     let coordinator = CoordinatorOptions {
         codec: args.written.compress,
@@ -244,9 +251,8 @@ fn preparation_log() -> sources::Listener {
     Arc::new(move |text: &str| {
         let kind = text.split(':').next().unwrap_or_default().to_owned();
         let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
-        let due = last
-            .as_ref()
-            .is_none_or(|(at, before)| at.elapsed() >= PREPARATION_PAUSE || *before != kind);
+        let due =
+            last.as_ref().is_none_or(|(at, before)| at.elapsed() >= PREPARATION_PAUSE || *before != kind);
         if due {
             *last = Some((Instant::now(), kind));
             tracing::info!(phase = text, "preparing the source");
@@ -321,11 +327,14 @@ impl Probe for ServeProbe {
             let count = jobs.iter().filter(|job| commands::jobs::state_name(job) == state).count();
             samples = samples.sample(&[("state", state)], count as u64);
         }
-        let total = |of: fn(&flatbed_types::job::Volume) -> u64| jobs.iter().map(|job| of(&job.committed)).sum();
+        let total =
+            |of: fn(&flatbed_types::job::Volume) -> u64| jobs.iter().map(|job| of(&job.committed)).sum();
         let help = "Resources committed by the jobs that the state holds.";
-        page.metric("flatbed_committed_resources", MetricKind::Gauge, help).sample(&[], total(|volume| volume.rows));
+        page.metric("flatbed_committed_resources", MetricKind::Gauge, help)
+            .sample(&[], total(|volume| volume.rows));
         let help = "Bytes committed by the jobs that the state holds, before compression.";
-        page.metric("flatbed_committed_bytes", MetricKind::Gauge, help).sample(&[], total(|volume| volume.bytes));
+        page.metric("flatbed_committed_bytes", MetricKind::Gauge, help)
+            .sample(&[], total(|volume| volume.bytes));
     }
 }
 

@@ -70,7 +70,11 @@ pub async fn run(args: SynthArgs) -> Result<(), Failure> {
     folder::prepare(&out, WORK).map_err(usage)?;
     let source = SourceArgs {
         source: format!("synthetic:patients={},seed={}", args.patients, args.seed),
-        tuning: SourceTuning { index: None, max_line: ByteSize(caps::DEFAULT_MAX_LINE), strict_compartment: false },
+        tuning: SourceTuning {
+            index: None,
+            max_line: ByteSize(caps::DEFAULT_MAX_LINE),
+            strict_compartment: false,
+        },
     };
     let threads = slots_or_cores(None);
     let quiet: sources::Listener = Arc::new(|_: &str| {});

@@ -90,7 +90,12 @@ impl Http {
     }
 
     /// A request. The token never leaves TLS when the service itself is behind it.
-    pub fn request(&self, method: reqwest::Method, url: &Url, access: Access) -> anyhow::Result<RequestBuilder> {
+    pub fn request(
+        &self,
+        method: reqwest::Method,
+        url: &Url,
+        access: Access,
+    ) -> anyhow::Result<RequestBuilder> {
         let request = self.client.request(method, url.clone());
         let token = match (&self.token, access) {
             (TokenSource::None, _) | (_, Access::Bare) => return Ok(request),
@@ -152,8 +157,7 @@ impl Http {
 /// Whether the server said that the same request will do later.
 pub fn asks_to_wait(response: &Response) -> bool {
     response.status() == StatusCode::TOO_MANY_REQUESTS
-        || (response.status() == StatusCode::SERVICE_UNAVAILABLE
-            && retry_after(response.headers()).is_some())
+        || (response.status() == StatusCode::SERVICE_UNAVAILABLE && retry_after(response.headers()).is_some())
 }
 
 /// Whether a status is likely to pass: something on the way was down.

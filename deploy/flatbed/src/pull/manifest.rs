@@ -58,7 +58,8 @@ impl PulledManifest {
             for page in pages {
                 let Some(items) = page.get(section).and_then(Value::as_array) else { continue };
                 for item in items {
-                    let item = item.as_object().with_context(|| format!("an item of '{section}' is no object"))?;
+                    let item =
+                        item.as_object().with_context(|| format!("an item of '{section}' is no object"))?;
                     let named = item.get("type").and_then(Value::as_str).unwrap_or(default_type);
                     // A type names a file here: anything but letters must not.
                     let safe = !named.is_empty() && named.bytes().all(|b| b.is_ascii_alphanumeric());
@@ -84,8 +85,7 @@ impl PulledManifest {
         }
         let mut root = first.clone();
         root.remove("link");
-        let requires_access_token =
-            root.get("requiresAccessToken").and_then(Value::as_bool).unwrap_or(true);
+        let requires_access_token = root.get("requiresAccessToken").and_then(Value::as_bool).unwrap_or(true);
         Ok(PulledManifest { root, requires_access_token, entries })
     }
 
@@ -155,12 +155,16 @@ mod tests {
 
     #[test]
     fn files_are_numbered_by_type_over_all_pages_and_never_leave_the_folder() {
-        let second = json!({"transactionTime": "t", "output": [{"type": "Patient", "url": "/f/z", "count": 1}]});
+        let second =
+            json!({"transactionTime": "t", "output": [{"type": "Patient", "url": "/f/z", "count": 1}]});
         let next = PulledManifest::next_page(&page(), &base()).unwrap();
         assert_eq!(next.as_str(), "https://ehr.example/fhir/status/1?page=2");
         let manifest = PulledManifest::read(&[page(), second], &base()).unwrap();
         let names: Vec<_> = manifest.entries.iter().map(|entry| entry.name.as_str()).collect();
-        assert_eq!(names, ["Patient.1", "Patient.2", "Resource.1", "Patient.3", "Bundle.1", "OperationOutcome.1"]);
+        assert_eq!(
+            names,
+            ["Patient.1", "Patient.2", "Resource.1", "Patient.3", "Bundle.1", "OperationOutcome.1"]
+        );
         assert_eq!(manifest.entries[3].url.as_str(), "https://ehr.example/f/z");
         let counts: Vec<_> = manifest.entries.iter().map(|entry| entry.count).collect();
         assert_eq!(counts, [Some(3), None, None, Some(1), None, Some(1)]);
@@ -189,10 +193,12 @@ mod tests {
 
     #[test]
     fn what_is_no_manifest_is_refused() {
-        for wrong in [json!([]), json!({"resourceType": "OperationOutcome"}),
+        for wrong in [
+            json!([]),
+            json!({"resourceType": "OperationOutcome"}),
             json!({"transactionTime": "t", "output": [{"type": "Patient"}]}),
-            json!({"transactionTime": "t", "output": [{"type": "Patient", "url": "file:///etc/passwd"}]})]
-        {
+            json!({"transactionTime": "t", "output": [{"type": "Patient", "url": "file:///etc/passwd"}]}),
+        ] {
             assert!(PulledManifest::read(std::slice::from_ref(&wrong), &base()).is_err(), "{wrong}");
         }
         let organized = json!({"transactionTime": "t", "outputOrganizedBy": "Patient",

@@ -143,7 +143,8 @@ pub async fn run(options: &PullOptions, observer: &dyn PullObserver) -> anyhow::
     }
     drop(pull);
     folder::remove_tree(&options.out.join(WORK))?;
-    let transaction_time = local.get("transactionTime").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let transaction_time =
+        local.get("transactionTime").and_then(Value::as_str).unwrap_or_default().to_owned();
     let files = manifest.entries.iter().zip(files).map(|(entry, file)| PulledFile {
         section: entry.section,
         file: file.file,

@@ -103,7 +103,8 @@ async fn file(
         answer = answer.header("ETag", etag);
     }
     let all = &behaviour.body;
-    let conditional = headers.get("if-range").is_some_and(|etag| Some(etag.to_str().unwrap()) == behaviour.etag);
+    let conditional =
+        headers.get("if-range").is_some_and(|etag| Some(etag.to_str().unwrap()) == behaviour.etag);
     let from: usize = match range.filter(|_| conditional) {
         Some(range) => range.strip_prefix("bytes=").unwrap().strip_suffix('-').unwrap().parse().unwrap(),
         None => 0,
@@ -145,11 +146,8 @@ async fn fixture(files: &[(&str, Behaviour)], manifest: impl Fn(&str) -> Value) 
         .with_state(server.clone());
     tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
     let folder = tempfile::tempdir().unwrap();
-    let retries = Retries {
-        attempts: 4,
-        first: Duration::from_millis(5),
-        longest: Duration::from_millis(20),
-    };
+    let retries =
+        Retries { attempts: 4, first: Duration::from_millis(5), longest: Duration::from_millis(20) };
     let options = PullOptions {
         kick_off: KickOff { url: format!("{base}/fhir/$export").parse().unwrap(), body: None },
         out: folder.path().join("out"),
@@ -162,7 +160,9 @@ async fn fixture(files: &[(&str, Behaviour)], manifest: impl Fn(&str) -> Value) 
 }
 
 fn lines(count: usize) -> Vec<u8> {
-    (0..count).flat_map(|n| format!("{{\"resourceType\":\"Patient\",\"id\":\"{n}\"}}\n").into_bytes()).collect()
+    (0..count)
+        .flat_map(|n| format!("{{\"resourceType\":\"Patient\",\"id\":\"{n}\"}}\n").into_bytes())
+        .collect()
 }
 
 fn gzip(text: &[u8]) -> Vec<u8> {
@@ -176,9 +176,7 @@ fn plain(count: usize) -> Behaviour {
 }
 
 fn manifest_of(base: &str, requires_token: bool, patients: &[(&str, usize)]) -> Value {
-    let item = |(name, count): &(&str, usize)| {
-        json!({"type": "Patient", "url": format!("{base}/files/{name}"), "count": count})
-    };
+    let item = |(name, count): &(&str, usize)| json!({"type": "Patient", "url": format!("{base}/files/{name}"), "count": count});
     json!({
         "transactionTime": "2026-01-01T00:00:00.000Z", "request": "r", "requiresAccessToken": requires_token,
         "output": patients.iter().map(item).collect::<Vec<_>>(), "error": [],
@@ -202,7 +200,8 @@ async fn waits_as_told_and_brings_every_array_of_the_manifest() {
     let options = PullOptions { delete_after: true, ..fixture.options.clone() };
     let report = run(&options, &Quiet).await.unwrap();
 
-    let names: Vec<_> = report.files.iter().map(|file| (file.section, file.file.as_str(), file.lines)).collect();
+    let names: Vec<_> =
+        report.files.iter().map(|file| (file.section, file.file.as_str(), file.lines)).collect();
     assert_eq!(
         names,
         [
@@ -233,13 +232,17 @@ async fn waits_as_told_and_brings_every_array_of_the_manifest() {
 
 #[tokio::test]
 async fn a_broken_download_goes_on_where_it_broke_under_the_same_validator() {
-    let broken =
-        Behaviour { breaks_at: Some(100), etag: Some("\"v1\""), body: gzip(&lines(900)), gzip: true, ..Behaviour::default() };
+    let broken = Behaviour {
+        breaks_at: Some(100),
+        etag: Some("\"v1\""),
+        body: gzip(&lines(900)),
+        gzip: true,
+        ..Behaviour::default()
+    };
     let weak = Behaviour { breaks_at: Some(100), etag: Some("W/\"v1\""), ..plain(900) };
-    let fixture = fixture(&[("a", broken), ("b", weak)], |base| {
-        manifest_of(base, false, &[("a", 900), ("b", 900)])
-    })
-    .await;
+    let fixture =
+        fixture(&[("a", broken), ("b", weak)], |base| manifest_of(base, false, &[("a", 900), ("b", 900)]))
+            .await;
     run(&fixture.options, &Quiet).await.unwrap();
     let out = &fixture.options.out;
     assert_eq!(std::fs::read(out.join("Patient.1.ndjson.gz")).unwrap(), gzip(&lines(900)));

@@ -96,10 +96,9 @@ impl Verifier {
         };
         lines.finish()?;
         match count {
-            Some(expected) if expected != lines.complete => Err(Rejected(format!(
-                "holds {} lines, the manifest says {expected}",
-                lines.complete
-            ))),
+            Some(expected) if expected != lines.complete => {
+                Err(Rejected(format!("holds {} lines, the manifest says {expected}", lines.complete)))
+            }
             _ => Ok(Verified { lines: lines.complete, gzip }),
         }
     }
@@ -165,7 +164,8 @@ impl Lines {
         if !self.inside {
             return Ok(());
         }
-        let whole = !self.tail_too_long && serde_json::from_slice::<serde::de::IgnoredAny>(&self.tail).is_ok();
+        let whole =
+            !self.tail_too_long && serde_json::from_slice::<serde::de::IgnoredAny>(&self.tail).is_ok();
         if !whole {
             return Err(Rejected(format!("ends in the middle of line {}", self.complete + 1)));
         }

@@ -1,0 +1,103 @@
+//! Which actions are worth trying in a state. The rules decide what comes of them; what is left out here could
+//! change nothing.
+
+use flatbed_coordinator_core::ledger;
+
+use super::mutation::Mutation;
+use super::protocol::{Action, Answer, Decision, Protocol};
+use super::state::{Grant, State, View, Worker};
+
+impl Protocol {
+    pub(super) fn owner_actions(&self, state: &State, owner: usize, view: &View, actions: &mut Vec<Action>) {
+        let (config, spent) = (&self.config, &state.spent);
+        if spent.collected < config.collected {
+            let keys =
+                state.objects.iter().map(|object| object.key).filter(|key| self.may_collect(view, *key));
+            actions.extend(keys.map(|key| Action::Collect { owner, key }));
+        }
+        if view.unknown.is_some() {
+            actions.push(Action::Resync { owner });
+            return;
+        }
+        let answers = || {
+            let lost = (spent.lost_answers < config.lost_answers).then_some(Answer::Lost);
+            std::iter::once(Answer::Heard).chain(lost)
+        };
+        let mut decide = |decision: Decision| {
+            actions.extend(answers().map(|answer| Action::Decide {
+                owner,
+                decision: decision.clone(),
+                answer,
+            }));
+        };
+        for message in &state.messages {
+            decide(Decision::Commit { key: message.commit.payload.key, hi: message.commit.hi });
+        }
+        let fence = (view.ledger.epoch, view.seq);
+        if self.fence_holds(&state.store, fence, true)
+            && view.ledger.tasks().is_empty()
+            && self.wants_round(view)
+        {
+            decide(Decision::OpenRound);
+        }
+        if !self.fence_holds(&state.store, fence, false) || view.ledger.stage() != ledger::Stage::Open {
+            return;
+        }
+        self.task_decisions(state, view, &mut decide);
+        if self.may_complete(view) {
+            decide(Decision::Complete);
+        }
+        if state.store.stop {
+            decide(Decision::Stop);
+        }
+    }
+
+    fn task_decisions(&self, state: &State, view: &View, decide: &mut impl FnMut(Decision)) {
+        let (config, spent) = (&self.config, &state.spent);
+        for (id, open) in view.ledger.tasks() {
+            let task = *id;
+            if spent.grants < config.grants {
+                for slot in 0..state.workers.len().min(usize::from(spent.known_slots) + 1) {
+                    decide(Decision::Grant { task, slot, speculative: false });
+                    if config.speculation && open.allowed.len() == 1 {
+                        decide(Decision::Grant { task, slot, speculative: true });
+                    }
+                }
+            }
+            if config.withdrawals {
+                open.allowed
+                    .iter()
+                    .for_each(|held| decide(Decision::Withdraw { task, attempt: held.attempt }));
+            }
+            if spent.truncations < config.truncations {
+                (open.lo + 1..open.hi).for_each(|at| decide(Decision::Truncate { task, at }));
+            }
+        }
+    }
+
+    pub(super) fn worker_actions(
+        &self,
+        state: &State,
+        slot: usize,
+        worker: &Worker,
+        actions: &mut Vec<Action>,
+    ) {
+        let (config, spent) = (&self.config, &state.spent);
+        let unbound = self.mutated(Mutation::GrantNotBound) || self.mutated(Mutation::GrantNotBoundNoNonce);
+        let mine = |grant: &&Grant| grant.to == worker.incarnation || (unbound && grant.to.slot() == slot);
+        let Some(run) = &worker.run else {
+            if spent.runs < config.runs {
+                let grants = state.grants.iter().filter(mine).cloned();
+                actions.extend(grants.map(|grant| Action::Deliver { grant, slot }));
+            }
+            return;
+        };
+        actions.extend((run.lo + 1..=run.hi).map(|to| Action::Seal { slot, to }));
+        if spent.runs < config.runs {
+            actions.push(Action::Abandon { slot });
+        }
+        if spent.crashes < config.crashes {
+            actions.push(Action::Crash { slot });
+        }
+    }
+}
