@@ -194,7 +194,7 @@ fn groups(payers: &BTreeMap<String, BTreeSet<String>>) -> Vec<(String, Value)> {
     let mixed = vec![
         with(some[0], json!({"inactive": true})),
         with(some[1], json!({"period": {"start": "2001-01-01", "end": "2019"}})),
-        with(some[2], json!({"period": {"start": "2001", "end": "9998-12-31"}})),
+        with(some[2], json!({"period": {"start": "2001", "end": "9999-12-31"}})),
         with(some[3], json!({"period": {"start": "2900-01-01T00:00:00Z"}})),
         with(some[4], json!({"inactive": false})),
         with(some[5], json!({"period": {"end": "2020-02-29T23:59:59.999+14:00"}})),

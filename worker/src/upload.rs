@@ -17,6 +17,10 @@ use crate::{internal, object_error};
 /// Parts of one object on their way at once: one is written while the next is made.
 const PARTS_IN_FLIGHT: usize = 2;
 
+/// Tries of a read: a task reads many blocks, and one that fails would cost all it has not committed.
+const READ_TRIES: u32 = 5;
+const READ_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
+
 /// Writes one object under a name that nobody else uses. Nothing is there to read until `seal` has succeeded;
 /// dropped before that, the upload is aborted.
 pub(crate) struct Upload {
@@ -89,8 +93,12 @@ impl Upload {
             let bytes = std::mem::take(&mut self.pending);
             let size = bytes.len() as u64;
             let put = self.runtime.block_on(self.objects.put(&self.path, bytes.into()));
-            put.map_err(|error| object_error(doing, &error))?;
-            return self.confirm(size);
+            let confirmed = self.confirm(size);
+            // An error may hide a success: the name is ours alone, so the size tells.
+            return confirmed.map_err(|unconfirmed| match put {
+                Ok(_) => unconfirmed,
+                Err(error) => object_error(doing, &error),
+            });
         }
         if !self.pending.is_empty() {
             let rest = std::mem::take(&mut self.pending);
@@ -193,7 +201,16 @@ impl BlockRead for ObjectBlocks {
 
     fn read_at(&self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
         let range = offset..offset + len as u64;
-        let read = self.runtime.block_on(self.objects.get_range(&self.path, range));
-        read.map(|bytes| bytes.to_vec()).map_err(io::Error::other)
+        let mut pause = READ_PAUSE;
+        for _ in 1..READ_TRIES {
+            match self.runtime.block_on(self.objects.get_range(&self.path, range.clone())) {
+                Ok(bytes) => return Ok(bytes.to_vec()),
+                Err(error) => tracing::debug!(%error, "a block could not be read; trying again"),
+            }
+            std::thread::sleep(pause);
+            pause *= 2;
+        }
+        let last = self.runtime.block_on(self.objects.get_range(&self.path, range));
+        last.map(|bytes| bytes.to_vec()).map_err(io::Error::other)
     }
 }

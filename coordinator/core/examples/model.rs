@@ -30,7 +30,7 @@ use suite::{Outcome, SEEDED, SHORT, Search, WIDE};
 
 const BASE: Config = Config { owners: 2, epochs: 2, grants: 3, runs: 3, ..Config::CALM };
 
-/// Minutes and gigabytes: about 100 bytes for each state.
+/// Minutes; every distinct state is kept in memory until the search ends.
 const LONG: &[Search] = &[
     Search {
         name: "cuts, three attempts",

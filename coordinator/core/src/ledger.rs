@@ -298,7 +298,8 @@ impl<K: Clone + Ord, P: Clone + PartialEq, H: Clone> Ledger<K, P, H> {
 
     /// Whether an attempt can never commit again, so that what it wrote and did not commit may be deleted
     /// (`coordination.md` 7.6). Holds for ever once true, even if this view has become stale: an attempt of an
-    /// earlier epoch gets no new grant, and one of this epoch only while the stage is open.
+    /// earlier epoch gets no new grant, and one of this epoch only while the stage is open. Never ask a view that runs
+    /// ahead of the store: a withdrawal that is not durable may be undone by a later owner.
     pub fn is_dead(&self, attempt: AttemptId) -> bool {
         let held = |task: &OpenTask<K, H>| task.allowed.iter().any(|allowed| allowed.attempt == attempt);
         let cannot_be_granted = attempt.epoch() < self.epoch || self.stage != Stage::Open;

@@ -296,12 +296,9 @@ impl Driver {
         for report in heartbeat.running {
             let Ok(job) = flatbed_proto::convert::u128_from(&report.job, "report.job") else { continue };
             let (job, attempt) = (JobId(job), AttemptId(report.attempt));
-            // A job that is still being loaded may know it; one that is loaded and does not never will.
-            let known = match self.jobs.get(&job) {
-                Some(machine) => machine.leases().any(|(leased, _)| leased == attempt),
-                None => self.claiming.contains(&job),
-            };
-            if !known {
+            // Only the owner of a job can say that an attempt of it is over.
+            let over = |machine: &Job| !machine.leases().any(|(leased, _)| leased == attempt);
+            if self.jobs.get(&job).is_some_and(over) {
                 unknown_attempts.push(report.attempt);
             }
             let uncommitted = report.uncommitted.unwrap_or_default();
@@ -364,10 +361,9 @@ impl Driver {
     fn feed_or_retry(&mut self, job: JobId, reply: ReplyId, input: Input) {
         if self.jobs.contains_key(&job) {
             self.feed(job, input);
-        } else if self.claiming.contains(&job) {
-            self.answer(reply, CommitAnswer::Retry);
         } else {
-            self.answer(reply, CommitAnswer::Refused(flatbed_coordinator_core::ledger::Refusal::Stopped));
+            // Not ours, or not yet: only the owner decides.
+            self.answer(reply, CommitAnswer::Retry);
         }
     }
 

@@ -1,5 +1,7 @@
 //! A cluster in one process, over stores in memory, and the same state over two lives of it.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -60,26 +60,40 @@ pub fn patients(rosters: &BTreeMap<String, Roster>, id: &str, now: Timestamp) ->
     patients
 }
 
+/// A period that cannot be read keeps its member out.
 fn is_current(member: &Member, now: Timestamp) -> bool {
-    let started = member.start.as_deref().and_then(extent).is_none_or(|(first, _)| first <= now);
-    let over = member.end.as_deref().and_then(extent).is_some_and(|(_, after)| after <= now);
-    !member.inactive && started && !over
+    let holds = |bound: &Option<String>, test: fn(Extent, Timestamp) -> bool| match bound {
+        Some(text) => extent(text).is_some_and(|extent| test(extent, now)),
+        None => true,
+    };
+    let started = holds(&member.start, |extent, now| extent.first <= now);
+    let not_over = holds(&member.end, |extent, now| extent.after > now);
+    !member.inactive && started && not_over
 }
 
-/// The first moment of a FHIR `dateTime` and the first one after it, in UTC where it names no zone.
-fn extent(text: &str) -> Option<(Timestamp, Timestamp)> {
-    let midnight = |date: Date| date.to_zoned(TimeZone::UTC).ok().map(|zoned| zoned.timestamp());
+/// What a FHIR `dateTime` covers: in UTC where it names no zone.
+struct Extent {
+    first: Timestamp,
+    /// The first moment that it does not cover; the last one there is, for the end of time.
+    after: Timestamp,
+}
+
+fn extent(text: &str) -> Option<Extent> {
+    // The last days of 9999 are dates, but no timestamps.
+    let midnight =
+        |date: Date| date.to_zoned(TimeZone::UTC).map_or(Timestamp::MAX, |zoned| zoned.timestamp());
     let (first, length) = match text.len() {
         4 => (format!("{text}-01-01"), Span::new().years(1)),
         7 => (format!("{text}-01"), Span::new().months(1)),
         10 => (text.to_owned(), Span::new().days(1)),
         _ => {
-            let moment: Timestamp = text.parse().ok()?;
-            return Some((moment, moment.checked_add(Span::new().milliseconds(1)).ok()?));
+            let first: Timestamp = text.parse().ok()?;
+            let after = first.checked_add(Span::new().milliseconds(1)).unwrap_or(Timestamp::MAX);
+            return Some(Extent { first, after });
         }
     };
     let date: Date = first.parse().ok()?;
-    Some((midnight(date)?, midnight(date.checked_add(length).ok()?)?))
+    Some(Extent { first: midnight(date), after: date.checked_add(length).map_or(Timestamp::MAX, midnight) })
 }
 
 #[cfg(test)]
@@ -100,6 +114,8 @@ mod tests {
                 patient("p1"), patient("p1"), {"entity": {"reference": "Patient/out"}, "inactive": true},
                 {"entity": {"reference": "Patient/over"}, "period": {"end": "2025-06-14"}},
                 {"entity": {"reference": "Patient/today"}, "period": {"start": "2025-06", "end": "2025-06-15"}},
+                {"entity": {"reference": "Patient/ever"}, "period": {"start": "2001", "end": "9999-12-31"}},
+                {"entity": {"reference": "Patient/garbled"}, "period": {"end": "one day"}},
                 {"entity": {"reference": "Patient/early"}, "period": {"start": "2025-07-01T00:00:00+02:00"}},
                 {"entity": {"reference": "Group/b"}}, {"entity": {"reference": "Group/closed"}},
                 {"entity": {"reference": "Group/nowhere"}}, {"entity": {"reference": "Practitioner/x"}}])),
@@ -108,8 +124,8 @@ mod tests {
         rosters
             .insert("closed".to_owned(), Roster::read(&json!({"active": false, "member": [patient("p3")]})));
         let found = |id: &str| patients(&rosters, id, now).into_iter().collect::<Vec<_>>();
-        assert_eq!(found("a"), ["p1", "p2", "today"]);
-        assert_eq!(found("b"), ["p1", "p2", "today"]);
+        assert_eq!(found("a"), ["ever", "p1", "p2", "today"]);
+        assert_eq!(found("b"), ["ever", "p1", "p2", "today"]);
         assert!(found("closed").is_empty() && found("nowhere").is_empty());
     }
 }

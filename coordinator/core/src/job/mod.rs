@@ -451,14 +451,15 @@ impl Job {
     }
 
     fn commit(&mut self, reply: ReplyId, commit: CommitRecord, token: Token, out: &mut Vec<Output>) {
-        let is_extract =
-            |info: &TaskInfo| matches!(info.kind, TaskKind::Extract(_)) && info.round == commit.round;
-        if !self.tasks.get(&commit.task).is_some_and(is_extract) {
-            out.push(Output::Reply(reply, CommitAnswer::Refused(Refusal::NotAllowed)));
-            return;
-        }
         let (id, round) = (commit.task, commit.round);
+        let is_extract = |info: &TaskInfo| matches!(info.kind, TaskKind::Extract(_)) && info.round == round;
+        let fits = self.tasks.get(&id).is_some_and(is_extract);
+        // A repeated commit is recognised first, whatever became of its task (`decisions.md` 1).
         match self.ledger.commit(to_ledger(commit), token) {
+            Verdict::Accept { .. } if !fits => {
+                let refused = CommitAnswer::Refused(Refusal::NotAllowed);
+                self.after_writes(Output::Reply(reply, refused), out);
+            }
             Verdict::Accept { changes, hi } => {
                 if let Some(info) = self.tasks.get_mut(&id) {
                     (info.failures, info.not_before) = (0, None);

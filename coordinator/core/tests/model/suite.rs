@@ -84,7 +84,7 @@ pub const SHORT: &[Search] = &[
     // What is withdrawn is granted again in the same epoch, and collected in the next.
     Search {
         name: "withdrawals",
-        at_least: 700_000,
+        at_least: 810_000,
         config: Config { grants: 3, runs: 3, collected: 1, withdrawals: true, ..BASE },
     },
     Search {
@@ -109,7 +109,7 @@ pub const SHORT: &[Search] = &[
     },
     Search {
         name: "two_tasks",
-        at_least: 100_000,
+        at_least: 840_000,
         config: Config { rounds: TWO_TASKS, workers: 2, grants: 3, runs: 3, lost_answers: 1, ..BASE },
     },
     // The owner before the last is still there, with a view two claims old.

@@ -218,6 +218,8 @@ async fn waits_as_told_and_brings_every_array_of_the_manifest() {
     assert_eq!(manifest["deleted"][0]["url"], "Bundle.1.ndjson");
     assert!(!options.out.join(WORK).exists());
 
+    let again = run(&options, &Quiet).await.unwrap_err().to_string();
+    assert!(again.contains("complete result"), "{again}");
     let seen = fixture.server.seen.lock().unwrap();
     assert!(seen.deleted && seen.kick_offs == 1);
     let waits: Vec<_> = seen.polls.windows(2).map(|pair| pair[1] - pair[0]).collect();
@@ -225,9 +227,6 @@ async fn waits_as_told_and_brings_every_array_of_the_manifest() {
     assert!(waits[0] >= Duration::from_secs(1) && waits[1] >= Duration::from_secs(1), "{waits:?}");
     assert_eq!(seen.files["b"].len(), 3, "429, 502, then the file");
     assert!(seen.files.values().flatten().all(|(_, token)| *token));
-    drop(seen);
-    let again = run(&options, &Quiet).await.unwrap_err().to_string();
-    assert!(again.contains("complete result"), "{again}");
 }
 
 #[tokio::test]
@@ -267,10 +266,9 @@ async fn what_is_cut_off_or_miscounted_is_an_error_and_the_rest_is_kept() {
     assert!(!fixture.options.out.join("manifest.json").exists());
     assert_eq!(fixture.server.seen.lock().unwrap().files["few"].len(), MAX_REJECTED as usize);
 
-    let mut files = fixture.server.files.lock().unwrap();
-    files.insert("cut".to_owned(), plain(50));
-    files.insert("few".to_owned(), plain(10));
-    drop(files);
+    for (name, count) in [("cut", 50), ("few", 10)] {
+        fixture.server.files.lock().unwrap().insert(name.to_owned(), plain(count));
+    }
     let report = run(&fixture.options, &Quiet).await.unwrap();
     assert_eq!(report.files.iter().map(|file| file.lines).sum::<u64>(), 65);
     let seen = fixture.server.seen.lock().unwrap();
