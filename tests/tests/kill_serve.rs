@@ -25,9 +25,9 @@ struct Size {
 impl Size {
     fn chosen() -> Size {
         if scale::is_full() {
-            Size { patients: 25_000, segment: 8 << 20, latency: "40ms" }
+            Size { patients: 9_000, segment: 8 << 20, latency: "100ms" }
         } else {
-            Size { patients: 3_700, segment: 1 << 20, latency: "40ms" }
+            Size { patients: 1_400, segment: 1 << 20, latency: "100ms" }
         }
     }
 

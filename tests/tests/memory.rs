@@ -1,6 +1,6 @@
-//! Memory does not grow with the data: the same export at five times the size needs the same.
+//! Memory does not grow with the data: the same export at several times the size needs the same.
 //!
-//! `FLATBED_TEST_SCALE=full` (what `tests/slow` sets) compares 1 GB with 10 GB instead of 200 MB with 1 GB.
+//! `FLATBED_TEST_SCALE=full` (what `tests/slow` sets) compares 1 GB with 10 GB instead of 4 GB.
 
 use anyhow::{Result, ensure};
 use flatbed_tests::folder::{Depth, read_to};
@@ -36,13 +36,14 @@ fn export(patients: u64) -> Result<(u64, Usage)> {
 
 #[test]
 fn memory_is_bounded_and_flat() -> Result<()> {
-    let (small, large) = if scale::is_full() { (1_000, 10_000) } else { (200, 1_000) };
-    const PROBE: u64 = 500;
+    let (small, large) = if scale::is_full() { (1_000, 10_000) } else { (1_000, 4_000) };
+    // Large enough for the few patients with very many resources to weigh what they weigh in the whole.
+    const PROBE: u64 = 3_000;
     let bytes_per_patient = (export(PROBE)?.0 / PROBE).max(1);
     let patients = |megabytes: u64| megabytes * 1_000_000 / bytes_per_patient;
     let (small_bytes, small_usage) = export(patients(small))?;
     let (large_bytes, large_usage) = export(patients(large))?;
-    ensure!(large_bytes > 4 * small_bytes, "{large_bytes} is not much more than {small_bytes}");
+    ensure!(large_bytes > 3 * small_bytes, "{large_bytes} is not much more than {small_bytes}");
     let peaks = [small_usage, large_usage].map(|usage| usage.peak_bytes);
     ensure!(peaks.iter().all(|peak| *peak > 0 && *peak < MEMORY_BOUND), "peaks {peaks:?}");
     let growth = peaks[1] as f64 / peaks[0] as f64;

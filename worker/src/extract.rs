@@ -25,7 +25,6 @@ use crate::{Context, internal, io_error, random_u64, source_error};
 /// Bytes of distinct references held before they go to the sorter.
 const RECENT_REFERENCES: usize = 4 << 20;
 
-/// How often the figures of heartbeats are brought up to date, in pieces of about a megabyte.
 pub(crate) fn run(context: &Context, runtime: &Handle, running: &Running, lane: Lane) -> Result<(), JobError> {
     let grant = &running.grant;
     let snapshot = reopen(context, grant)?;
@@ -177,7 +176,7 @@ impl Segment {
     fn add(&mut self, piece: Piece) -> Result<(), JobError> {
         self.rows.add(&RowCounts { written: piece.rows, filtered: piece.filtered, withheld: piece.withheld });
         self.fingerprint = self.fingerprint.wrapping_add(piece.fingerprint);
-        let encoded = self.encoder.add(&piece.body, self.upload.buffer());
+        let encoded = self.encoder.add(piece.body, self.upload.buffer());
         encoded.map_err(|error| io_error("compressing", &error))?;
         self.references.add(piece.references)?;
         self.upload.advance()
@@ -270,7 +269,7 @@ impl OutcomeSink {
     pub fn add(&mut self, line: Vec<u8>) -> Result<(), JobError> {
         self.output.lines += 1;
         let body = flatbed_extract::Body::Plain(line.into());
-        let encoded = self.encoder.add(&body, self.upload.buffer());
+        let encoded = self.encoder.add(body, self.upload.buffer());
         encoded.map_err(|error| io_error("compressing", &error))?;
         self.upload.advance()
     }

@@ -101,23 +101,24 @@ impl Session {
         let _ = sender.try_send(message(worker_message::Message::Hello(self.hello())));
         let response = client(self.context.channel.clone()).session(ReceiverStream::new(outgoing)).await?;
         let mut incoming = response.into_inner();
-        let mut beat = Duration::from_millis(caps::HEARTBEAT_MILLIS);
+        let mut beats = beats(Duration::from_millis(caps::HEARTBEAT_MILLIS));
         let mut number = 0;
-        self.flush_failures(&sender);
         loop {
-            tokio::select! {
+            // What is worth telling at once; everything else waits for the next beat.
+            let tell = tokio::select! {
                 received = incoming.message() => match received? {
                     Some(received) => match received.message {
                         Some(coordinator_message::Message::Welcome(welcome)) => {
-                            beat = Duration::from_millis(u64::from(welcome.heartbeat_ms.max(100)));
+                            beats = self::beats(Duration::from_millis(u64::from(welcome.heartbeat_ms.max(100))));
+                            true
                         }
                         Some(other) => self.clone().handle(other, &sender),
-                        None => {}
+                        None => false,
                     },
                     None => return Ok(()),
                 },
-                () = tokio::time::sleep(beat) => {}
-                () = self.changed.notified() => {}
+                _ = beats.tick() => true,
+                () = self.changed.notified() => true,
                 () = self.drain.cancelled(), if self.is_drained() => {
                     let _ = sender.send(message(worker_message::Message::Goodbye(wire::Goodbye {}))).await;
                     // The stream ends behind the goodbye; the coordinator closes its half then.
@@ -125,6 +126,9 @@ impl Session {
                     let _ = tokio::time::timeout(Duration::from_secs(1), incoming.message()).await;
                     return Ok(());
                 }
+            };
+            if !tell {
+                continue;
             }
             self.flush_failures(&sender);
             number += 1;
@@ -186,11 +190,12 @@ impl Session {
         }
     }
 
+    /// Answers whether the coordinator should hear of what changed at once.
     fn handle(
         self: Arc<Self>,
         received: coordinator_message::Message,
         sender: &mpsc::Sender<wire::WorkerMessage>,
-    ) {
+    ) -> bool {
         match received {
             coordinator_message::Message::Welcome(_) => {}
             coordinator_message::Message::HeartbeatAck(ack) => {
@@ -202,6 +207,7 @@ impl Session {
             coordinator_message::Message::Grant(grant) => {
                 self.grants_received.fetch_add(1, Ordering::Relaxed);
                 self.accept(grant);
+                return true;
             }
             coordinator_message::Message::Ask(ask) => {
                 let sender = sender.clone();
@@ -211,6 +217,7 @@ impl Session {
                 });
             }
         }
+        false
     }
 
     fn revoke(&self, attempt: AttemptId) {
@@ -262,6 +269,12 @@ impl Session {
             Err(_) => failed("the source could not be read".to_owned()),
         }
     }
+}
+
+fn beats(period: Duration) -> tokio::time::Interval {
+    let mut beats = tokio::time::interval(period);
+    beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    beats
 }
 
 fn message(message: worker_message::Message) -> wire::WorkerMessage {

@@ -3,11 +3,12 @@
 use std::io;
 use std::sync::Arc;
 
+use flatbed_extract::encode::Chunks;
 use flatbed_extract::keylist::BlockRead;
 use flatbed_types::caps;
 use flatbed_types::job::{JobError, ObjectPointer};
 use object_store::path::Path;
-use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt};
+use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt, PutPayload};
 use sha2::{Digest, Sha256};
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
@@ -27,7 +28,7 @@ pub(crate) struct Upload {
     objects: Arc<dyn ObjectStore>,
     runtime: Handle,
     path: Path,
-    pending: Vec<u8>,
+    pending: Chunks,
     multipart: Option<Box<dyn MultipartUpload>>,
     parts: JoinSet<object_store::Result<()>>,
     size: u64,
@@ -39,7 +40,7 @@ impl Upload {
             objects,
             runtime,
             path: Path::from(key),
-            pending: Vec::new(),
+            pending: Chunks::default(),
             multipart: None,
             parts: JoinSet::new(),
             size: 0,
@@ -47,21 +48,21 @@ impl Upload {
     }
 
     /// Where bytes are to be appended; call [`Upload::advance`] after that.
-    pub fn buffer(&mut self) -> &mut Vec<u8> {
+    pub fn buffer(&mut self) -> &mut Chunks {
         &mut self.pending
     }
 
     /// Sends what fills a part. Waits while too many are on their way.
     pub fn advance(&mut self) -> Result<(), JobError> {
         while self.pending.len() >= caps::UPLOAD_PART {
-            let rest = self.pending.split_off(caps::UPLOAD_PART);
-            let part = std::mem::replace(&mut self.pending, rest);
-            self.send(part)?;
+            // All parts but the last are of one size: some stores ask for that.
+            let part = self.pending.take(caps::UPLOAD_PART);
+            self.send(part.into_iter().collect())?;
         }
         Ok(())
     }
 
-    fn send(&mut self, part: Vec<u8>) -> Result<(), JobError> {
+    fn send(&mut self, part: PutPayload) -> Result<(), JobError> {
         let doing = "writing output";
         if self.multipart.is_none() {
             let begun = self.runtime.block_on(self.objects.put_multipart(&self.path));
@@ -70,9 +71,9 @@ impl Upload {
         while self.parts.len() >= PARTS_IN_FLIGHT {
             self.join_one()?;
         }
-        self.size += part.len() as u64;
+        self.size += part.content_length() as u64;
         if let Some(multipart) = &mut self.multipart {
-            let part = multipart.put_part(part.into());
+            let part = multipart.put_part(part);
             self.parts.spawn_on(part, &self.runtime);
         }
         Ok(())
@@ -90,9 +91,9 @@ impl Upload {
     pub fn seal(mut self) -> Result<u64, JobError> {
         let doing = "sealing output";
         if self.multipart.is_none() {
-            let bytes = std::mem::take(&mut self.pending);
-            let size = bytes.len() as u64;
-            let put = self.runtime.block_on(self.objects.put(&self.path, bytes.into()));
+            let size = self.pending.len() as u64;
+            let payload: PutPayload = self.pending.take(usize::MAX).into_iter().collect();
+            let put = self.runtime.block_on(self.objects.put(&self.path, payload));
             let confirmed = self.confirm(size);
             // An error may hide a success: the name is ours alone, so the size tells.
             return confirmed.map_err(|unconfirmed| match put {
@@ -101,8 +102,8 @@ impl Upload {
             });
         }
         if !self.pending.is_empty() {
-            let rest = std::mem::take(&mut self.pending);
-            self.send(rest)?;
+            let rest = self.pending.take(usize::MAX);
+            self.send(rest.into_iter().collect())?;
         }
         while !self.parts.is_empty() {
             self.join_one()?;
@@ -149,7 +150,7 @@ pub(crate) fn put(
 ) -> Result<ObjectPointer, JobError> {
     let sha256 = Sha256::digest(&bytes).into();
     let mut upload = Upload::new(objects.clone(), runtime.clone(), &key);
-    *upload.buffer() = bytes;
+    upload.buffer().push(bytes.into());
     upload.advance()?;
     let size = upload.seal()?;
     Ok(ObjectPointer { key, sha256, size })
@@ -167,13 +168,13 @@ pub(crate) fn put_file(
     let mut upload = Upload::new(objects.clone(), runtime.clone(), &key);
     let mut hash = Sha256::new();
     loop {
-        let start = upload.buffer().len();
-        let mut chunk = io::Read::take(&mut *file, 1 << 20);
-        io::Read::read_to_end(&mut chunk, upload.buffer()).map_err(failed)?;
-        if upload.buffer().len() == start {
+        let mut chunk = Vec::new();
+        io::Read::read_to_end(&mut io::Read::take(&mut *file, 1 << 20), &mut chunk).map_err(failed)?;
+        if chunk.is_empty() {
             break;
         }
-        hash.update(&upload.buffer()[start..]);
+        hash.update(&chunk);
+        upload.buffer().push(chunk.into());
         upload.advance()?;
     }
     let size = upload.seal()?;

@@ -1,7 +1,9 @@
 //! From pieces to the bytes of one file.
 
+use std::collections::VecDeque;
 use std::io::{self, Write};
 
+use bytes::Bytes;
 use flatbed_types::{Codec, caps};
 use sha2::{Digest, Sha256};
 
@@ -17,6 +19,51 @@ pub struct FileSummary {
     pub stored_bytes: u64,
     /// SHA-256 of the stored bytes.
     pub sha256: [u8; 32],
+}
+
+/// Stored bytes on their way out, in chunks that are never copied together.
+#[derive(Default)]
+pub struct Chunks {
+    chunks: VecDeque<Bytes>,
+    len: usize,
+}
+
+impl Chunks {
+    /// Bytes held.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Appends a chunk.
+    pub fn push(&mut self, chunk: Bytes) {
+        if !chunk.is_empty() {
+            self.len += chunk.len();
+            self.chunks.push_back(chunk);
+        }
+    }
+
+    /// Takes the first `len` bytes, or all if there are fewer.
+    pub fn take(&mut self, len: usize) -> Vec<Bytes> {
+        let mut taken = Vec::new();
+        let mut left = len;
+        while left > 0
+            && let Some(chunk) = self.chunks.front_mut()
+        {
+            let part = chunk.split_to(left.min(chunk.len()));
+            left -= part.len();
+            self.len -= part.len();
+            taken.push(part);
+            if chunk.is_empty() {
+                self.chunks.pop_front();
+            }
+        }
+        taken
+    }
 }
 
 enum Coder {
@@ -35,7 +82,7 @@ pub struct FileEncoder {
 
 impl FileEncoder {
     /// Starts a file; its header goes to `out`.
-    pub fn new(codec: Codec, out: &mut Vec<u8>) -> io::Result<FileEncoder> {
+    pub fn new(codec: Codec, out: &mut Chunks) -> io::Result<FileEncoder> {
         let coder = match codec {
             Codec::None => Coder::Plain,
             Codec::Gzip => {
@@ -49,7 +96,7 @@ impl FileEncoder {
         };
         let mut encoder = FileEncoder { coder, hash: Sha256::new(), raw_bytes: 0, stored_bytes: 0 };
         if codec == Codec::Gzip {
-            encoder.emit(GzipMember::header(), out);
+            encoder.emit(Bytes::from_static(GzipMember::header()), out);
         }
         Ok(encoder)
     }
@@ -59,68 +106,66 @@ impl FileEncoder {
         self.raw_bytes
     }
 
-    fn emit(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
-        self.hash.update(bytes);
+    fn emit(&mut self, bytes: Bytes, out: &mut Chunks) {
+        self.hash.update(&bytes);
         self.stored_bytes += bytes.len() as u64;
-        out.extend_from_slice(bytes);
-    }
-
-    fn account(&mut self, out: &[u8], from: usize) {
-        self.hash.update(&out[from..]);
-        self.stored_bytes += (out.len() - from) as u64;
+        out.push(bytes);
     }
 
     /// Adds the bytes of a piece; what becomes ready goes to `out`.
-    pub fn add(&mut self, body: &Body, out: &mut Vec<u8>) -> io::Result<()> {
+    pub fn add(&mut self, body: Body, out: &mut Chunks) -> io::Result<()> {
         self.raw_bytes += body.raw_len();
-        let from = out.len();
         match (&mut self.coder, body) {
-            (Coder::Plain, Body::Plain(bytes)) => out.extend_from_slice(bytes),
+            (Coder::Plain, Body::Plain(bytes)) => self.emit(bytes, out),
             (Coder::Gzip { runs, member, pending }, Body::Plain(bytes)) => {
-                // A piece that is a run by itself is not copied once more.
+                // A piece that is a run by itself is not copied first.
+                let mut run = Vec::new();
                 if pending.is_empty() && bytes.len() >= caps::DEFLATE_SEGMENT {
-                    member.add_plain(bytes);
-                    runs.append(bytes, out)?;
+                    member.add_plain(&bytes);
+                    runs.append(&bytes, &mut run)?;
                 } else {
-                    pending.extend_from_slice(bytes);
+                    pending.extend_from_slice(&bytes);
                     if pending.len() >= caps::DEFLATE_SEGMENT {
-                        flush(runs, member, pending, out)?;
+                        flush(runs, member, pending, &mut run)?;
                     }
                 }
+                self.emit(run.into(), out);
             }
             (Coder::Gzip { runs, member, pending }, Body::Deflated { bytes, raw_len, crc32 }) => {
-                flush(runs, member, pending, out)?;
-                member.add_run(*crc32, *raw_len);
-                out.extend_from_slice(bytes);
+                let mut run = Vec::new();
+                flush(runs, member, pending, &mut run)?;
+                member.add_run(crc32, raw_len);
+                self.emit(run.into(), out);
+                self.emit(bytes, out);
             }
             (Coder::Zstd(encoder), Body::Plain(bytes)) => {
-                encoder.write_all(bytes)?;
-                out.append(encoder.get_mut());
+                encoder.write_all(&bytes)?;
+                let ready = std::mem::take(encoder.get_mut());
+                self.emit(ready.into(), out);
             }
             (Coder::Plain | Coder::Zstd(_), Body::Deflated { bytes, raw_len, .. }) => {
                 let mut plain = Vec::new();
-                let len = usize::try_from(*raw_len).map_err(io::Error::other)?;
-                crate::segment::inflate_runs(bytes, len, &mut plain)?;
+                let len = usize::try_from(raw_len).map_err(io::Error::other)?;
+                crate::segment::inflate_runs(&bytes, len, &mut plain)?;
                 self.raw_bytes -= raw_len;
-                return self.add(&Body::Plain(plain.into()), out);
+                return self.add(Body::Plain(plain.into()), out);
             }
         }
-        self.account(out, from);
         Ok(())
     }
 
     /// Ends the file; its last bytes go to `out`.
-    pub fn finish(mut self, out: &mut Vec<u8>) -> io::Result<FileSummary> {
-        let from = out.len();
+    pub fn finish(mut self, out: &mut Chunks) -> io::Result<FileSummary> {
+        let mut last = Vec::new();
         match std::mem::replace(&mut self.coder, Coder::Plain) {
             Coder::Plain => {}
             Coder::Gzip { mut runs, mut member, mut pending } => {
-                flush(&mut runs, &mut member, &mut pending, out)?;
-                out.extend_from_slice(&member.trailer());
+                flush(&mut runs, &mut member, &mut pending, &mut last)?;
+                last.extend_from_slice(&member.trailer());
             }
-            Coder::Zstd(encoder) => out.extend_from_slice(&encoder.finish()?),
+            Coder::Zstd(encoder) => last = encoder.finish()?,
         }
-        self.account(out, from);
+        self.emit(last.into(), out);
         let FileEncoder { hash, raw_bytes, stored_bytes, .. } = self;
         Ok(FileSummary { raw_bytes, stored_bytes, sha256: hash.finalize().into() })
     }
@@ -164,9 +209,10 @@ mod tests {
         #[test]
         fn every_coding_gives_back_the_bytes_of_its_pieces(
             pieces in proptest::collection::vec((proptest::collection::vec(any::<u8>(), 0..9_000), any::<bool>()), 0..20),
+            take in 0_usize..20_000,
         ) {
             for codec in [Codec::None, Codec::Gzip, Codec::Zstd] {
-                let mut out = Vec::new();
+                let mut out = Chunks::default();
                 let mut encoder = FileEncoder::new(codec, &mut out).unwrap();
                 let mut plain = Vec::new();
                 for (bytes, deflated) in &pieces {
@@ -178,9 +224,14 @@ mod tests {
                     } else {
                         Body::Plain(bytes.clone().into())
                     };
-                    encoder.add(&body, &mut out).unwrap();
+                    encoder.add(body, &mut out).unwrap();
                 }
                 let summary = encoder.finish(&mut out).unwrap();
+                let mut stored = out.take(take).concat();
+                prop_assert!(stored.len() == take.min(stored.len() + out.len()));
+                stored.extend(out.take(usize::MAX).concat());
+                prop_assert!(out.is_empty());
+                let out = stored;
                 prop_assert_eq!(decode(codec, &out), plain.clone());
                 prop_assert_eq!(summary.raw_bytes, plain.len() as u64);
                 prop_assert_eq!(summary.stored_bytes, out.len() as u64);
