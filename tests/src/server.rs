@@ -112,6 +112,13 @@ impl Server {
         std::fs::read_to_string(&self.logs).context("log")
     }
 
+    /// The value of a metric without labels; nothing while the operators' port does not answer.
+    pub async fn metric(&self, name: &str) -> Option<u64> {
+        let page = reqwest::get(format!("{}/metrics", self.admin)).await.ok()?.text().await.ok()?;
+        let value = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
+        value.trim().parse().ok()
+    }
+
     /// Sends SIGKILL.
     pub fn kill(self) -> Result<Usage> {
         self.running.kill()

@@ -1,7 +1,7 @@
 //! A running worker: connects to a coordinator, offers its slots, and carries out what it is granted.
 //!
 //! - `session`: the connection, heartbeats, grants, questions, drain.
-//! - `slot`: one grant from its arrival to its end.
+//! - `slot`: one grant from its arrival to its end; `threads`: one thread a slot.
 //! - `extract`: reads a range and commits it segment by segment.
 //! - `planning`, `resolve`: the other tasks.
 //! - `upload`: objects in parts; `commit`: reports that must arrive.
@@ -15,6 +15,7 @@ mod planning;
 mod resolve;
 mod session;
 mod slot;
+mod threads;
 mod upload;
 
 use std::path::PathBuf;
@@ -50,16 +51,20 @@ pub struct Worker {
 impl Worker {
     /// Connects and works until stopped; reconnects by itself. The source is prepared at once, so that a lake is
     /// put into order before the first job asks for it.
+    ///
+    /// # Errors
+    /// When the system refuses threads.
     pub fn start(
         channel: Channel,
         source: Arc<dyn Source>,
         objects: Arc<dyn ObjectStore>,
         options: WorkerOptions,
-    ) -> Worker {
+    ) -> std::io::Result<Worker> {
         let drain = CancellationToken::new();
-        let context = Arc::new(Context { source, objects, options, channel, session: fresh_session() });
-        let session = tokio::spawn(session::run(context, drain.clone()));
-        Worker { drain, session }
+        let threads = threads::Threads::start(options.slots)?;
+        let context = Context { source, objects, options, channel, session: fresh_session(), threads };
+        let session = tokio::spawn(session::run(Arc::new(context), drain.clone()));
+        Ok(Worker { drain, session })
     }
 
     /// Drains: takes nothing new, commits what running tasks have written, says goodbye.
@@ -76,6 +81,7 @@ pub(crate) struct Context {
     pub options: WorkerOptions,
     pub channel: Channel,
     pub session: SessionId,
+    pub threads: threads::Threads,
 }
 
 fn fresh_session() -> SessionId {

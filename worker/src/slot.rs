@@ -134,19 +134,19 @@ pub(crate) enum End {
 pub(crate) async fn run(context: Arc<Context>, running: Arc<Running>) -> End {
     let runtime = Handle::current();
     let work = {
-        let running = running.clone();
+        let (context, running) = (context.clone(), running.clone());
         move || match running.grant.kind {
             TaskKind::Extract(lane) => extract::run(&context, &runtime, &running, lane),
             TaskKind::Plan => planning::run(&context, &runtime, &running),
             TaskKind::Resolve => resolve::run(&context, &runtime, &running),
         }
     };
-    match tokio::task::spawn_blocking(work).await {
+    match context.threads.run(work).await {
         Ok(Ok(())) => End::Known,
         Ok(Err(_)) if running.is_revoked() => End::Known,
         Ok(Err(error)) => End::Failed(error),
-        Err(error) => {
-            tracing::error!(job = %running.grant.job, task = %running.grant.task, "a task panicked: {error}");
+        Err(_) => {
+            tracing::error!(job = %running.grant.job, task = %running.grant.task, "a task panicked");
             End::Failed(internal("a task ended unexpectedly"))
         }
     }

@@ -11,12 +11,8 @@ use object_store::path::Path;
 use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt, PutPayload};
 use sha2::{Digest, Sha256};
 use tokio::runtime::Handle;
-use tokio::task::JoinSet;
 
 use crate::{internal, object_error};
-
-/// Parts of one object on their way at once: one is written while the next is made.
-const PARTS_IN_FLIGHT: usize = 2;
 
 /// Tries of a read: a task reads many blocks, and one that fails would cost all it has not committed.
 const READ_TRIES: u32 = 5;
@@ -30,7 +26,6 @@ pub(crate) struct Upload {
     path: Path,
     pending: Chunks,
     multipart: Option<Box<dyn MultipartUpload>>,
-    parts: JoinSet<object_store::Result<()>>,
     size: u64,
 }
 
@@ -42,7 +37,6 @@ impl Upload {
             path: Path::from(key),
             pending: Chunks::default(),
             multipart: None,
-            parts: JoinSet::new(),
             size: 0,
         }
     }
@@ -52,7 +46,8 @@ impl Upload {
         &mut self.pending
     }
 
-    /// Sends what fills a part. Waits while too many are on their way.
+    /// Sends what fills a part, and waits for it: a slot holds one part at most, and more slots, not more
+    /// parts, hide the store's latency.
     pub fn advance(&mut self) -> Result<(), JobError> {
         while self.pending.len() >= caps::UPLOAD_PART {
             // All parts but the last are of one size: some stores ask for that.
@@ -68,23 +63,12 @@ impl Upload {
             let begun = self.runtime.block_on(self.objects.put_multipart(&self.path));
             self.multipart = Some(begun.map_err(|error| object_error(doing, &error))?);
         }
-        while self.parts.len() >= PARTS_IN_FLIGHT {
-            self.join_one()?;
-        }
         self.size += part.content_length() as u64;
         if let Some(multipart) = &mut self.multipart {
-            let part = multipart.put_part(part);
-            self.parts.spawn_on(part, &self.runtime);
+            let sent = self.runtime.block_on(multipart.put_part(part));
+            sent.map_err(|error| object_error(doing, &error))?;
         }
         Ok(())
-    }
-
-    fn join_one(&mut self) -> Result<(), JobError> {
-        match self.runtime.block_on(self.parts.join_next()) {
-            None | Some(Ok(Ok(()))) => Ok(()),
-            Some(Ok(Err(error))) => Err(object_error("writing output", &error)),
-            Some(Err(error)) => Err(internal(error)),
-        }
     }
 
     /// Makes the object readable, whole. Answers its size, confirmed by the store.
@@ -104,9 +88,6 @@ impl Upload {
         if !self.pending.is_empty() {
             let rest = self.pending.take(usize::MAX);
             self.send(rest.into_iter().collect())?;
-        }
-        while !self.parts.is_empty() {
-            self.join_one()?;
         }
         if let Some(multipart) = &mut self.multipart
             && let Err(error) = self.runtime.block_on(multipart.complete())
@@ -134,7 +115,6 @@ impl Upload {
 impl Drop for Upload {
     fn drop(&mut self) {
         if let Some(mut multipart) = self.multipart.take() {
-            self.parts.abort_all();
             // What the abort does not reach is left to the store's own rule for unfinished uploads.
             self.runtime.spawn(async move { drop(multipart.abort().await) });
         }

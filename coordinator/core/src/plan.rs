@@ -19,8 +19,8 @@ pub struct Sizing {
 /// cluster to end together, few enough to keep files large.
 const TASKS_BEFORE_TARGET: u64 = 32;
 
-/// Smaller tasks cost more to lease and commit than to run.
-const MIN_TASK_BYTES: u64 = 64 << 20;
+/// Smaller tasks make small files, and cost more to lease and commit than they gain by running apart.
+const MIN_TASK_BYTES: u64 = 128 << 20;
 
 /// Which part of a source's patients a job covers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -72,7 +72,8 @@ impl Embedded {
         let stop_server = CancellationToken::new();
         let (channel, server) = in_process(coordinator.routes(), stop_server.clone());
         let start = |options| Worker::start(channel.clone(), source.clone(), objects.clone(), options);
-        let workers = workers.into_iter().map(start).collect();
+        let workers: std::io::Result<_> = workers.into_iter().map(start).collect();
+        let workers = workers.context("cannot start the workers")?;
         Ok(Embedded { channel, coordinator, workers, server, stop_server })
     }
 

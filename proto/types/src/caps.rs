@@ -31,8 +31,9 @@ pub const SEAL_MILLIS: u64 = 60_000;
 /// (`performance-and-ecosystem.md` A3b).
 pub const DEFLATE_SEGMENT: usize = 1 << 20;
 
-/// Bytes of a part of a multipart upload; at 10,000 parts a file may reach 80 GiB.
-pub const UPLOAD_PART: usize = 8 << 20;
+/// Bytes of a part of a multipart upload: the least that S3 takes, since each slot holds one; at 10,000 parts a
+/// file may reach 48 GiB.
+pub const UPLOAD_PART: usize = 5 << 20;
 
 /// Bytes between two boundary hints of a lane, so that tasks can be cut finely later.
 pub const HINT_BYTES: u64 = 64 << 20;

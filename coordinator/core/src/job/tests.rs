@@ -49,7 +49,7 @@ fn record(level: Level) -> JobRecord {
 fn surveys() -> Vec<LaneSurvey> {
     let hints = |count: u8| {
         let at = |n: u8| if n == 0 { Position::START } else { Position::At(vec![n]) };
-        (0..count).map(|n| Hint { at: at(n), rows: 10, bytes: 100 << 20 }).collect()
+        (0..count).map(|n| Hint { at: at(n), rows: 10, bytes: 200 << 20 }).collect()
     };
     vec![
         LaneSurvey { lane: Lane::compartment(ResourceType::PATIENT), hints: hints(5) },
