@@ -44,7 +44,10 @@ async fn read(context: &Context, pointer: &ObjectPointer, doing: &str) -> Result
 }
 
 /// Reads a plan draft.
-pub(crate) async fn read_draft(context: &Context, pointer: &ObjectPointer) -> Result<Vec<LaneSurvey>, JobError> {
+pub(crate) async fn read_draft(
+    context: &Context,
+    pointer: &ObjectPointer,
+) -> Result<Vec<LaneSurvey>, JobError> {
     let bytes = read(context, pointer, "reading a plan draft").await?;
     let draft = wire::PlanDraft::decode(bytes.as_slice()).map_err(|_| Malformed("plan draft"));
     let lanes = draft.and_then(|draft| each(draft.lanes));
@@ -59,7 +62,12 @@ pub(crate) async fn read_control(context: &Context, pointer: &ObjectPointer) -> 
     Ok(Plan::from_wire(plan)?)
 }
 
-async fn write(context: &Context, key: String, bytes: Vec<u8>, sha256: [u8; 32]) -> Result<ObjectPointer, JobError> {
+async fn write(
+    context: &Context,
+    key: String,
+    bytes: Vec<u8>,
+    sha256: [u8; 32],
+) -> Result<ObjectPointer, JobError> {
     let size = bytes.len() as u64;
     // The name holds the hash of the content, so writing it again after an unknown outcome is harmless.
     let written = context.objects.put(&Path::from(key.as_str()), bytes.into()).await;

@@ -11,10 +11,10 @@ use flatbed_types::layout::{self, MetaKeys};
 use flatbed_types::task::{CommitRecord, Plan, TaskRecord};
 use flatbed_types::{Epoch, Instant, JobId, TaskId};
 
+use crate::StartError;
 use crate::driver::Context;
 use crate::objects;
 use crate::store::{Compare, Outcome, StoreError, Transaction, Write};
-use crate::StartError;
 
 /// How long to wait before a transaction of unknown outcome is proposed again.
 const REPROPOSE: std::time::Duration = std::time::Duration::from_millis(200);
@@ -122,7 +122,9 @@ pub(crate) async fn propose(context: &Context, job: JobId, txn: Txn) -> TxnOutco
 /// All jobs of the store.
 pub(crate) async fn list_jobs(context: &Context) -> Result<Vec<JobId>, StartError> {
     let (_, entries) = context.store.range(&context.keys().jobs(), None).await?;
-    let id = |(key, _): &(Vec<u8>, Vec<u8>)| layout::trailing_hex(key).map(JobId).ok_or(Malformed("job key").into());
+    let id = |(key, _): &(Vec<u8>, Vec<u8>)| {
+        layout::trailing_hex(key).map(JobId).ok_or(Malformed("job key").into())
+    };
     entries.iter().map(id).collect()
 }
 

@@ -8,7 +8,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use flatbed_coordinator_core::job::{CommitAnswer, PlanResult, ResolveResult, TaskResult};
 use flatbed_coordinator_core::ledger::Refusal;
-use flatbed_proto::convert::{Wire, each, error_code_from, optional, required, type_from, u128_bytes, u128_from};
+use flatbed_proto::Malformed;
+use flatbed_proto::convert::{
+    Wire, each, error_code_from, optional, required, type_from, u128_bytes, u128_from,
+};
 use flatbed_proto::status::to_status;
 use flatbed_proto::wire::job::jobs_server::{Jobs, JobsServer};
 use flatbed_proto::wire::job::{
@@ -17,7 +20,6 @@ use flatbed_proto::wire::job::{
 };
 use flatbed_proto::wire::lease::control_server::{Control, ControlServer};
 use flatbed_proto::wire::lease::{self as wire, CommitVerdict, CoordinatorMessage, WorkerMessage};
-use flatbed_proto::Malformed;
 use flatbed_types::job::{JobError, JobRecord, JobState, StopKind, Volume};
 use flatbed_types::task::CommitRecord;
 use flatbed_types::{
@@ -104,7 +106,8 @@ impl Services {
         if !answer.missing_patients.is_empty() {
             let names: Vec<String> =
                 answer.missing_patients.iter().take(20).map(|id| format!("Patient/{id}")).collect();
-            let scope = if question.group.is_some() { "not members of the Group" } else { "not on this server" };
+            let scope =
+                if question.group.is_some() { "not members of the Group" } else { "not on this server" };
             let message = format!("{scope}: {} ({} in all)", names.join(", "), answer.missing_patients.len());
             return Err(to_status(ErrorCode::Invalid, message));
         }
@@ -206,7 +209,10 @@ impl Jobs for Services {
         Ok(Response::new(GetJobResponse { job: Some(view) }))
     }
 
-    async fn list_jobs(&self, request: Request<ListJobsRequest>) -> Result<Response<ListJobsResponse>, Status> {
+    async fn list_jobs(
+        &self,
+        request: Request<ListJobsRequest>,
+    ) -> Result<Response<ListJobsResponse>, Status> {
         let limit = match request.into_inner().limit {
             0 => 100,
             limit => limit as usize,
@@ -280,7 +286,9 @@ impl Control for Services {
         let events = self.context.events.clone();
         tokio::spawn(async move {
             while let Ok(Some(message)) = incoming.message().await {
-                let Some(event) = message.message.and_then(|message| event_of(session, message)) else { continue };
+                let Some(event) = message.message.and_then(|message| event_of(session, message)) else {
+                    continue;
+                };
                 if events.send(event).await.is_err() {
                     return;
                 }
@@ -312,7 +320,8 @@ impl Control for Services {
         let result = result_of(message.result).map_err(malformed)?;
         let (task, attempt) = (TaskId(message.task), AttemptId(message.attempt));
         let token = Token(message.token);
-        let answer = self.call(|answer| Event::Complete { job, task, attempt, token, result, answer }).await?;
+        let answer =
+            self.call(|answer| Event::Complete { job, task, attempt, token, result, answer }).await?;
         Ok(Response::new(response(answer)))
     }
 }

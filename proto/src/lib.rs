@@ -5,10 +5,10 @@
 //! Generated code is private to [`wire`]; it knows nothing of what the messages mean.
 
 pub mod convert;
-pub mod frame;
-pub mod status;
 pub mod convert_job;
 pub mod convert_task;
+pub mod frame;
+pub mod status;
 
 /// Generated code, in the shape of the protobuf packages. Fields are documented in `proto/schema`.
 #[allow(missing_docs, clippy::all)]

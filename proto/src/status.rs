@@ -28,7 +28,11 @@ pub fn code_of(status: &Status) -> ErrorCode {
         Code::ResourceExhausted => ErrorCode::Throttled,
         Code::Unavailable | Code::Cancelled | Code::Aborted => ErrorCode::Unavailable,
         Code::DeadlineExceeded => ErrorCode::Timeout,
-        Code::Ok | Code::Unknown | Code::AlreadyExists | Code::FailedPrecondition | Code::Internal
+        Code::Ok
+        | Code::Unknown
+        | Code::AlreadyExists
+        | Code::FailedPrecondition
+        | Code::Internal
         | Code::DataLoss => ErrorCode::Internal,
     }
 }

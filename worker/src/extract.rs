@@ -25,7 +25,12 @@ use crate::{Context, internal, io_error, random_u64, source_error};
 /// Bytes of distinct references held before they go to the sorter.
 const RECENT_REFERENCES: usize = 4 << 20;
 
-pub(crate) fn run(context: &Context, runtime: &Handle, running: &Running, lane: Lane) -> Result<(), JobError> {
+pub(crate) fn run(
+    context: &Context,
+    runtime: &Handle,
+    running: &Running,
+    lane: Lane,
+) -> Result<(), JobError> {
     let grant = &running.grant;
     let snapshot = reopen(context, grant)?;
     let scan = Scan {
@@ -132,7 +137,15 @@ impl Extraction<'_> {
 
     fn output(&self, kind: OutputKind, resource_type: ResourceType) -> Result<OutputObject, JobError> {
         let nonce = Nonce(random_u64()?);
-        Ok(OutputObject { kind, resource_type, nonce, lines: 0, raw_bytes: 0, stored_bytes: 0, sha256: [0; 32] })
+        Ok(OutputObject {
+            kind,
+            resource_type,
+            nonce,
+            lines: 0,
+            raw_bytes: 0,
+            stored_bytes: 0,
+            sha256: [0; 32],
+        })
     }
 
     fn key(&self, writer: Writer, output: &OutputObject) -> String {

@@ -138,7 +138,9 @@ fn report_problems(
         stored = sink.add(outcome::problem_line(&problem));
         match &stored {
             Ok(()) => Ok(()),
-            Err(error) => Err(flatbed_extract::SourceError { code: error.code, message: error.message.clone() }),
+            Err(error) => {
+                Err(flatbed_extract::SourceError { code: error.code, message: error.message.clone() })
+            }
         }
     });
     stored?;

@@ -11,9 +11,7 @@ use flatbed_proto::wire::lease as wire;
 use flatbed_types::job::{JobError, ObjectPointer, SourcePin, Volume};
 use flatbed_types::layout::Writer;
 use flatbed_types::task::TaskKind;
-use flatbed_types::{
-    AttemptId, Codec, ErrorCode, ExportRequest, JobId, KeyRange, SessionId, TaskId, Token,
-};
+use flatbed_types::{AttemptId, Codec, ErrorCode, ExportRequest, JobId, KeyRange, SessionId, TaskId, Token};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 

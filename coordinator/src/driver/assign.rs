@@ -31,7 +31,8 @@ impl Driver {
 
     fn next_match(&self) -> Option<(JobId, SessionId)> {
         let now = self.context.now();
-        let free: Vec<_> = self.sessions.connected().filter(|(_, session)| session.free_slots() > 0).collect();
+        let free: Vec<_> =
+            self.sessions.connected().filter(|(_, session)| session.free_slots() > 0).collect();
         if free.is_empty() {
             return None;
         }
@@ -43,7 +44,9 @@ impl Driver {
             let pin = job.record().pin.as_ref();
             let reads = |source: &str| pin.is_none_or(|pin| pin.source == source);
             let fitting = free.iter().filter(|(_, session)| reads(&session.source));
-            let Some((session, _)) = fitting.max_by_key(|(_, session)| session.free_slots()) else { continue };
+            let Some((session, _)) = fitting.max_by_key(|(_, session)| session.free_slots()) else {
+                continue;
+            };
             let candidate = (job.leases().count(), *id, **session);
             if best.is_none_or(|best| candidate < best) {
                 best = Some(candidate);

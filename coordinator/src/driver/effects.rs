@@ -37,7 +37,11 @@ pub(super) fn perform(driver: &mut Driver, id: JobId, output: Output) {
             Input::ObjectWritten(objects::write_manifest(&context, &root, &manifest).await)
         }),
         Output::DeleteObjects => {
-            spawn(driver, id, async move { Input::ObjectsDeleted(objects::delete_all(&context, &root).await) });
+            spawn(
+                driver,
+                id,
+                async move { Input::ObjectsDeleted(objects::delete_all(&context, &root).await) },
+            );
         }
         Output::StateChanged(state) => state_changed(driver, id, state, root),
         Output::Lost => {

@@ -18,7 +18,9 @@ use flatbed_proto::wire::{job as job_wire, lease as lease_wire};
 use flatbed_types::job::{JobError, StopKind};
 use flatbed_types::layout::MetaKeys;
 use flatbed_types::task::CommitRecord;
-use flatbed_types::{AttemptId, Epoch, ErrorCode, ExportRequest, FhirId, Instant, JobId, SessionId, TaskId, Token};
+use flatbed_types::{
+    AttemptId, Epoch, ErrorCode, ExportRequest, FhirId, Instant, JobId, SessionId, TaskId, Token,
+};
 use object_store::ObjectStore;
 use tokio::sync::{mpsc, oneshot};
 
@@ -97,11 +99,21 @@ pub(crate) enum Event {
     Ask(Question, Answer<lease_wire::Answer>),
     Hello(Greeting<CoordinatorSender>),
     Heartbeat(SessionId, lease_wire::Heartbeat),
-    Failed { job: JobId, attempt: AttemptId, token: Token, error: JobError },
+    Failed {
+        job: JobId,
+        attempt: AttemptId,
+        token: Token,
+        error: JobError,
+    },
     Answered(lease_wire::Answer),
     Goodbye(SessionId),
     Disconnected(SessionId),
-    Commit { job: JobId, commit: CommitRecord, token: Token, answer: oneshot::Sender<CommitAnswer> },
+    Commit {
+        job: JobId,
+        commit: CommitRecord,
+        token: Token,
+        answer: oneshot::Sender<CommitAnswer>,
+    },
     Complete {
         job: JobId,
         task: TaskId,
@@ -302,8 +314,7 @@ impl Driver {
                 unknown_attempts.push(report.attempt);
             }
             let uncommitted = report.uncommitted.unwrap_or_default();
-            let uncommitted =
-                flatbed_types::job::Volume { rows: uncommitted.rows, bytes: uncommitted.bytes };
+            let uncommitted = flatbed_types::job::Volume { rows: uncommitted.rows, bytes: uncommitted.bytes };
             reports.insert((job, attempt), AttemptReport { uncommitted, note: report.note });
         }
         let types = heartbeat.types.iter().filter_map(|name| name.parse().ok()).collect::<Vec<_>>();

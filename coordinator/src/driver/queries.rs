@@ -20,8 +20,7 @@ impl Driver {
     }
 
     pub(super) fn list(&self, limit: usize) -> Vec<job_wire::JobView> {
-        let mut jobs: Vec<&Job> =
-            self.jobs.values().filter(|job| visible(job).is_ok()).collect();
+        let mut jobs: Vec<&Job> = self.jobs.values().filter(|job| visible(job).is_ok()).collect();
         jobs.sort_by_key(|job| std::cmp::Reverse(job.record().created));
         jobs.into_iter().take(limit).map(|job| self.view(job)).collect()
     }
@@ -81,9 +80,10 @@ fn not_found() -> JobError {
 fn visible(job: &Job) -> Result<(), JobError> {
     match (job.stop_requested(), job.record().state) {
         (Some(StopKind::Delete), _) | (_, JobState::Cancelled) => Err(not_found()),
-        (_, JobState::Deleting | JobState::Gone) | (Some(StopKind::Expire), _) => {
-            Err(JobError { code: ErrorCode::Gone, message: "the files of this job have been deleted".to_owned() })
-        }
+        (_, JobState::Deleting | JobState::Gone) | (Some(StopKind::Expire), _) => Err(JobError {
+            code: ErrorCode::Gone,
+            message: "the files of this job have been deleted".to_owned(),
+        }),
         (None, _) => Ok(()),
     }
 }

@@ -92,8 +92,10 @@ impl State {
                 Write::Put(key, value) => drop(effects.insert(key, Some(value))),
                 Write::Delete(key) => drop(effects.insert(key, None)),
                 Write::DeletePrefix(prefix) => {
-                    let stored: Vec<Vec<u8>> = starting_with(&self.map, &prefix).map(|(k, _)| k.clone()).collect();
-                    let written: Vec<Vec<u8>> = starting_with(&effects, &prefix).map(|(k, _)| k.clone()).collect();
+                    let stored: Vec<Vec<u8>> =
+                        starting_with(&self.map, &prefix).map(|(k, _)| k.clone()).collect();
+                    let written: Vec<Vec<u8>> =
+                        starting_with(&effects, &prefix).map(|(k, _)| k.clone()).collect();
                     effects.extend(stored.into_iter().chain(written).map(|key| (key, None)));
                 }
             }

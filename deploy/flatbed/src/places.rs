@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use flatbed_types::Instant;
@@ -17,6 +18,29 @@ pub fn local_store(folder: &Path) -> anyhow::Result<LocalFileSystem> {
     let store = store.with_context(|| format!("cannot use the folder {}", folder.display()))?;
     // A deleted job leaves no empty folders.
     Ok(store.with_automatic_cleanup(true))
+}
+
+/// Deletes what uploads left behind when their process was killed: the local store writes to `name#number`
+/// beside each object until it is whole. Files younger than `age` may belong to a process that is alive.
+pub fn sweep_staging(folder: &Path, age: Duration) -> std::io::Result<usize> {
+    let mut swept = 0;
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            swept += sweep_staging(&entry.path(), age)?;
+            continue;
+        }
+        let name = entry.file_name();
+        let number = name.to_str().and_then(|name| name.rsplit_once('#')).map(|(_, number)| number);
+        let is_staging = number.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()));
+        let written = entry.metadata()?.modified()?;
+        if kind.is_file() && is_staging && written.elapsed().unwrap_or_default() >= age {
+            std::fs::remove_file(entry.path())?;
+            swept += 1;
+        }
+    }
+    Ok(swept)
 }
 
 /// The folder that an output URI names.
@@ -106,6 +130,19 @@ pub fn now() -> Instant {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_unfinished_uploads_are_swept() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("d/ab");
+        std::fs::create_dir_all(&folder).unwrap();
+        for name in ["x.ndjson.gz", "x.ndjson.gz#1", "y.ndjson#12", "z#a", "#"] {
+            std::fs::write(folder.join(name), "x").unwrap();
+        }
+        assert_eq!(sweep_staging(root.path(), Duration::from_secs(3600)).unwrap(), 0, "all are young");
+        assert_eq!(sweep_staging(root.path(), Duration::ZERO).unwrap(), 2);
+        assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 3);
+    }
 
     #[test]
     fn a_data_folder_belongs_to_one_at_a_time() {

@@ -1,6 +1,9 @@
 //! Coordinator and workers in one process, over a store of objects that fails: what comes out is what an
 //! undisturbed run gives, line for line.
 
+// Helpers of tests fail the test.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
@@ -124,7 +127,11 @@ impl ObjectStore for Faulty {
     }
 
     async fn get_opts(&self, at: &Path, options: GetOptions) -> ObjectResult<GetResult> {
-        if draw(&self.random, self.rate) == Fault::None { self.inner.get_opts(at, options).await } else { broken() }
+        if draw(&self.random, self.rate) == Fault::None {
+            self.inner.get_opts(at, options).await
+        } else {
+            broken()
+        }
     }
 
     async fn get_ranges(&self, at: &Path, ranges: &[Range<u64>]) -> ObjectResult<Vec<Bytes>> {
@@ -339,7 +346,10 @@ async fn a_stopped_job_leaves_no_object_and_an_idempotency_key_repeats_one() {
     jobs.stop_job(wire::StopJobRequest { job: first.job.clone() }).await.unwrap();
     let gone = jobs.get_job(wire::GetJobRequest { job: first.job.clone() }).await.unwrap_err();
     assert_eq!(gone.code(), tonic::Code::NotFound);
-    assert_eq!(jobs.stop_job(wire::StopJobRequest { job: first.job }).await.unwrap_err().code(), tonic::Code::NotFound);
+    assert_eq!(
+        jobs.stop_job(wire::StopJobRequest { job: first.job }).await.unwrap_err().code(),
+        tonic::Code::NotFound
+    );
     let empty = async {
         while !world.objects.inner.list_with_delimiter(None).await.unwrap().common_prefixes.is_empty() {
             tokio::time::sleep(Duration::from_millis(10)).await;

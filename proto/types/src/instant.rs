@@ -14,6 +14,11 @@ pub struct Instant(i64);
 pub struct InvalidInstant;
 
 impl Instant {
+    /// The first instant that can be held.
+    pub const MIN: Instant = Instant(i64::MIN);
+    /// The last instant that can be held.
+    pub const MAX: Instant = Instant(i64::MAX);
+
     /// From nanoseconds since 1970-01-01T00:00:00Z (years 1678 to 2261).
     pub const fn from_nanos(nanos: i64) -> Instant {
         Instant(nanos)
@@ -43,7 +48,9 @@ impl Instant {
 impl FromStr for Instant {
     type Err = InvalidInstant;
 
-    /// Strict, by the regular expression of the R4 `instant`; `24:00` and other days than exist are refused.
+    /// Strict, by the regular expression of the R4 `instant`; `24:00` and other days than exist are refused. What
+    /// lies before 1678 or behind 2261 becomes the first or last instant that fits: people write 9999 for "for
+    /// ever".
     fn from_str(text: &str) -> Result<Self, InvalidInstant> {
         let bytes = text.as_bytes();
         let shape = |range: std::ops::Range<usize>, form: &[u8]| {
@@ -66,6 +73,12 @@ impl FromStr for Instant {
         let zone_ok = &bytes[zone..] == b"Z" || (sign_ok && shape(zone + 1..zone + 6, b"00:00"));
         if !fraction_ok || !zone_ok {
             return Err(InvalidInstant);
+        }
+        let day: jiff::civil::DateTime = text[..19].parse().map_err(|_| InvalidInstant)?;
+        match day.year() {
+            ..1678 => return Ok(Instant::MIN),
+            2262.. => return Ok(Instant::MAX),
+            _ => {}
         }
         let moment = if fraction.len() > 10 {
             // More digits than nanoseconds: what is below does not order two stored instants.
@@ -98,10 +111,30 @@ mod tests {
         assert_eq!("2024-01-01T02:00:00+02:00".parse(), Ok(second));
         assert_eq!("2024-01-01T00:00:00.123Z".parse(), Ok(second.plus_millis(123)));
         assert!("2024-01-01T00:00:00.1234567891234Z".parse::<Instant>().is_ok());
-        for wrong in ["2024", "2024-01-01", "2024-01-01T00:00:00", "yesterday", "", "2024-02-31T00:00:00Z",
-            "2024-01-01T00:00:00.Z", "2024-01-01 00:00:00Z", "2024-01-01T00:00Z", "2024-01-01T00:00:00+2:00"] {
+        for wrong in [
+            "2024",
+            "2024-01-01",
+            "2024-01-01T00:00:00",
+            "yesterday",
+            "",
+            "2024-02-31T00:00:00Z",
+            "2024-01-01T00:00:00.Z",
+            "2024-01-01 00:00:00Z",
+            "2024-01-01T00:00Z",
+            "2024-01-01T00:00:00+2:00",
+        ] {
             assert_eq!(wrong.parse::<Instant>(), Err(InvalidInstant), "{wrong}");
         }
+    }
+
+    #[test]
+    fn far_away_is_held_and_what_is_no_day_is_refused() {
+        assert_eq!("9999-12-31T23:59:59Z".parse(), Ok(Instant::MAX));
+        assert_eq!("9999-12-31T23:59:59-12:00".parse(), Ok(Instant::MAX));
+        assert_eq!("0001-01-01T00:00:00Z".parse(), Ok(Instant::MIN));
+        assert_eq!("9999-02-30T00:00:00Z".parse::<Instant>(), Err(InvalidInstant));
+        assert!(Instant::MAX.to_string().starts_with("2262-"));
+        assert!(Instant::MIN.to_string().starts_with("1677-"));
     }
 
     #[test]

@@ -195,8 +195,12 @@ mod tests {
         let writer = Writer { task: TaskId(1), attempt, segment: 2 };
         let data = output_object(&root, writer, &output, Codec::Gzip);
         assert!(data.ends_with("/d/cd/00000001-0000000003000009-0002-000000000000abcd.Patient.ndjson.gz"));
-        for key in [data, draft_object(&root, attempt, Nonce(1)), roster_object(&root, attempt, Nonce(1)),
-            key_list_object(&root, 1, attempt, Nonce(1))] {
+        for key in [
+            data,
+            draft_object(&root, attempt, Nonce(1)),
+            roster_object(&root, attempt, Nonce(1)),
+            key_list_object(&root, 1, attempt, Nonce(1)),
+        ] {
             assert_eq!(attempt_of(&key), Some(attempt), "{key}");
         }
         assert_eq!(attempt_of(&manifest_object(&root, &"0".repeat(64))), None);

@@ -155,6 +155,8 @@ mod tests {
         }
         assert!("patient".parse::<ResourceType>().is_err());
         assert_eq!(ResourceType::PATIENT.name(), "Patient");
-        assert!(ResourceType::PATIENT.in_patient_compartment() && !ResourceType::DEVICE.in_patient_compartment());
+        assert!(
+            ResourceType::PATIENT.in_patient_compartment() && !ResourceType::DEVICE.in_patient_compartment()
+        );
     }
 }

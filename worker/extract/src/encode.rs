@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::io::{self, Write};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use flatbed_types::{Codec, caps};
 use sha2::{Digest, Sha256};
 
@@ -21,10 +21,16 @@ pub struct FileSummary {
     pub sha256: [u8; 32],
 }
 
-/// Stored bytes on their way out, in chunks that are never copied together.
+/// Chunks below this are gathered in blocks: a file of many small allocations would leave holes in memory.
+const SMALL: usize = 256 << 10;
+/// Bytes of such a block.
+const BLOCK: usize = 1 << 20;
+
+/// Stored bytes on their way out. Large chunks are passed on as they are, small ones are copied together.
 #[derive(Default)]
 pub struct Chunks {
     chunks: VecDeque<Bytes>,
+    block: BytesMut,
     len: usize,
 }
 
@@ -41,14 +47,38 @@ impl Chunks {
 
     /// Appends a chunk.
     pub fn push(&mut self, chunk: Bytes) {
-        if !chunk.is_empty() {
-            self.len += chunk.len();
-            self.chunks.push_back(chunk);
+        if chunk.len() < SMALL {
+            return self.push_slice(&chunk);
+        }
+        self.len += chunk.len();
+        self.end_block();
+        self.chunks.push_back(chunk);
+    }
+
+    /// Appends a copy of bytes.
+    pub fn push_slice(&mut self, bytes: &[u8]) {
+        self.len += bytes.len();
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            if self.block.len() == self.block.capacity() {
+                self.end_block();
+                self.block = BytesMut::with_capacity(BLOCK);
+            }
+            let (fits, more) = rest.split_at(rest.len().min(self.block.capacity() - self.block.len()));
+            self.block.extend_from_slice(fits);
+            rest = more;
+        }
+    }
+
+    fn end_block(&mut self) {
+        if !self.block.is_empty() {
+            self.chunks.push_back(self.block.split().freeze());
         }
     }
 
     /// Takes the first `len` bytes, or all if there are fewer.
     pub fn take(&mut self, len: usize) -> Vec<Bytes> {
+        self.end_block();
         let mut taken = Vec::new();
         let mut left = len;
         while left > 0
@@ -66,27 +96,69 @@ impl Chunks {
     }
 }
 
+/// One gzip member in the making, with buffers that are used again for each run.
+#[derive(Default)]
+struct Gzip {
+    runs: DeflateRuns,
+    member: GzipMember,
+    pending: Vec<u8>,
+    run: Vec<u8>,
+}
+
+impl Gzip {
+    /// Compresses what is pending to one run.
+    fn flush(&mut self) -> io::Result<&[u8]> {
+        self.run.clear();
+        self.member.add_plain(&self.pending);
+        self.runs.append(&self.pending, &mut self.run)?;
+        self.pending.clear();
+        Ok(&self.run)
+    }
+}
+
 enum Coder {
     Plain,
-    Gzip { runs: Box<DeflateRuns>, member: GzipMember, pending: Vec<u8> },
+    Gzip(Box<Gzip>),
     Zstd(Box<zstd::Encoder<'static, Vec<u8>>>),
+}
+
+/// What has come out so far.
+#[derive(Default)]
+struct Account {
+    hash: Sha256,
+    stored_bytes: u64,
+}
+
+impl Account {
+    fn pass(&mut self, bytes: Bytes, out: &mut Chunks) {
+        self.hash.update(&bytes);
+        self.stored_bytes += bytes.len() as u64;
+        out.push(bytes);
+    }
+
+    fn copy(&mut self, bytes: &[u8], out: &mut Chunks) {
+        self.hash.update(bytes);
+        self.stored_bytes += bytes.len() as u64;
+        out.push_slice(bytes);
+    }
 }
 
 /// Encodes one file. Bytes come out as they become ready; nothing but a compressor's own window is held back.
 pub struct FileEncoder {
     coder: Coder,
-    hash: Sha256,
+    account: Account,
     raw_bytes: u64,
-    stored_bytes: u64,
 }
 
 impl FileEncoder {
     /// Starts a file; its header goes to `out`.
     pub fn new(codec: Codec, out: &mut Chunks) -> io::Result<FileEncoder> {
+        let mut account = Account::default();
         let coder = match codec {
             Codec::None => Coder::Plain,
             Codec::Gzip => {
-                Coder::Gzip { runs: Box::default(), member: GzipMember::default(), pending: Vec::new() }
+                account.copy(GzipMember::header(), out);
+                Coder::Gzip(Box::default())
             }
             Codec::Zstd => {
                 let mut encoder = zstd::Encoder::new(Vec::new(), ZSTD_LEVEL)?;
@@ -94,11 +166,7 @@ impl FileEncoder {
                 Coder::Zstd(Box::new(encoder))
             }
         };
-        let mut encoder = FileEncoder { coder, hash: Sha256::new(), raw_bytes: 0, stored_bytes: 0 };
-        if codec == Codec::Gzip {
-            encoder.emit(Bytes::from_static(GzipMember::header()), out);
-        }
-        Ok(encoder)
+        Ok(FileEncoder { coder, account, raw_bytes: 0 })
     }
 
     /// Bytes before compression so far.
@@ -106,81 +174,52 @@ impl FileEncoder {
         self.raw_bytes
     }
 
-    fn emit(&mut self, bytes: Bytes, out: &mut Chunks) {
-        self.hash.update(&bytes);
-        self.stored_bytes += bytes.len() as u64;
-        out.push(bytes);
-    }
-
     /// Adds the bytes of a piece; what becomes ready goes to `out`.
     pub fn add(&mut self, body: Body, out: &mut Chunks) -> io::Result<()> {
         self.raw_bytes += body.raw_len();
         match (&mut self.coder, body) {
-            (Coder::Plain, Body::Plain(bytes)) => self.emit(bytes, out),
-            (Coder::Gzip { runs, member, pending }, Body::Plain(bytes)) => {
-                // A piece that is a run by itself is not copied first.
-                let mut run = Vec::new();
-                if pending.is_empty() && bytes.len() >= caps::DEFLATE_SEGMENT {
-                    member.add_plain(&bytes);
-                    runs.append(&bytes, &mut run)?;
-                } else {
-                    pending.extend_from_slice(&bytes);
-                    if pending.len() >= caps::DEFLATE_SEGMENT {
-                        flush(runs, member, pending, &mut run)?;
-                    }
+            (Coder::Plain, Body::Plain(bytes)) => self.account.pass(bytes, out),
+            (Coder::Gzip(gzip), Body::Plain(bytes)) => {
+                gzip.pending.extend_from_slice(&bytes);
+                if gzip.pending.len() >= caps::DEFLATE_SEGMENT {
+                    self.account.copy(gzip.flush()?, out);
                 }
-                self.emit(run.into(), out);
             }
-            (Coder::Gzip { runs, member, pending }, Body::Deflated { bytes, raw_len, crc32 }) => {
-                let mut run = Vec::new();
-                flush(runs, member, pending, &mut run)?;
-                member.add_run(crc32, raw_len);
-                self.emit(run.into(), out);
-                self.emit(bytes, out);
+            (Coder::Gzip(gzip), Body::Deflated { bytes, raw_len, crc32 }) => {
+                self.account.copy(gzip.flush()?, out);
+                gzip.member.add_run(crc32, raw_len);
+                self.account.pass(bytes, out);
             }
             (Coder::Zstd(encoder), Body::Plain(bytes)) => {
                 encoder.write_all(&bytes)?;
-                let ready = std::mem::take(encoder.get_mut());
-                self.emit(ready.into(), out);
+                self.account.copy(encoder.get_ref(), out);
+                encoder.get_mut().clear();
             }
             (Coder::Plain | Coder::Zstd(_), Body::Deflated { bytes, raw_len, .. }) => {
                 let mut plain = Vec::new();
                 let len = usize::try_from(raw_len).map_err(io::Error::other)?;
                 crate::segment::inflate_runs(&bytes, len, &mut plain)?;
                 self.raw_bytes -= raw_len;
-                return self.add(Body::Plain(plain.into()), out);
+                self.add(Body::Plain(plain.into()), out)?;
             }
         }
         Ok(())
     }
 
     /// Ends the file; its last bytes go to `out`.
-    pub fn finish(mut self, out: &mut Chunks) -> io::Result<FileSummary> {
-        let mut last = Vec::new();
-        match std::mem::replace(&mut self.coder, Coder::Plain) {
+    pub fn finish(self, out: &mut Chunks) -> io::Result<FileSummary> {
+        let FileEncoder { coder, mut account, raw_bytes } = self;
+        match coder {
             Coder::Plain => {}
-            Coder::Gzip { mut runs, mut member, mut pending } => {
-                flush(&mut runs, &mut member, &mut pending, &mut last)?;
-                last.extend_from_slice(&member.trailer());
+            Coder::Gzip(mut gzip) => {
+                account.copy(gzip.flush()?, out);
+                account.copy(&gzip.member.trailer(), out);
             }
-            Coder::Zstd(encoder) => last = encoder.finish()?,
+            Coder::Zstd(encoder) => account.copy(&encoder.finish()?, out),
         }
-        self.emit(last.into(), out);
-        let FileEncoder { hash, raw_bytes, stored_bytes, .. } = self;
+        let Account { hash, stored_bytes } = account;
         Ok(FileSummary { raw_bytes, stored_bytes, sha256: hash.finalize().into() })
     }
-}
-
-fn flush(
-    runs: &mut DeflateRuns,
-    member: &mut GzipMember,
-    pending: &mut Vec<u8>,
-    out: &mut Vec<u8>,
-) -> io::Result<()> {
-    member.add_plain(pending);
-    runs.append(pending, out)?;
-    pending.clear();
-    Ok(())
 }
 
 #[cfg(test)]

@@ -72,24 +72,25 @@ fn counts(member: &GroupMember, moment: Instant) -> bool {
 
 /// The first and last moment that a FHIR `dateTime` of any precision covers. Dates without a zone are in UTC.
 fn bounds(text: &str) -> Option<(Instant, Instant)> {
-    let last_nano = |instant: Instant| Instant::from_nanos(instant.nanos() - 1);
-    let midnight = |date: &str| format!("{date}T00:00:00Z").parse::<Instant>().ok();
+    let midnight = |year: i32, month: i32, day: &str| match year {
+        ..10_000 => format!("{year:04}-{month:02}-{day}T00:00:00Z").parse::<Instant>().ok(),
+        _ => Some(Instant::MAX),
+    };
+    let until = |next: Instant| Instant::from_nanos(next.nanos().saturating_sub(1));
     let number = |range: std::ops::Range<usize>| text.get(range)?.parse::<i32>().ok();
     match text.len() {
         4 => {
             let year = number(0..4)?;
-            let first = midnight(&format!("{year:04}-01-01"))?;
-            Some((first, last_nano(midnight(&format!("{:04}-01-01", year + 1))?)))
+            Some((midnight(year, 1, "01")?, until(midnight(year + 1, 1, "01")?)))
         }
         7 => {
             let (year, month) = (number(0..4)?, number(5..7)?);
-            let first = midnight(&format!("{year:04}-{month:02}-01"))?;
-            let (year, month) = if month == 12 { (year + 1, 1) } else { (year, month + 1) };
-            Some((first, last_nano(midnight(&format!("{year:04}-{month:02}-01"))?)))
+            let (next_year, next_month) = if month == 12 { (year + 1, 1) } else { (year, month + 1) };
+            Some((midnight(year, month, "01")?, until(midnight(next_year, next_month, "01")?)))
         }
         10 => {
-            let first = midnight(text)?;
-            Some((first, Instant::from_nanos(first.plus_millis(86_400_000).nanos() - 1)))
+            let first: Instant = format!("{text}T00:00:00Z").parse().ok()?;
+            Some((first, until(first.plus_millis(86_400_000))))
         }
         _ => {
             let first: Instant = text.parse().ok()?;
@@ -114,6 +115,10 @@ mod tests {
         };
         for end in ["2026", "2026-06", "2026-06-15", "2026-06-15T12:00:00Z", "2027-01-01T00:00:00+02:00"] {
             assert!(counts(&member(None, Some(end)), moment), "{end}");
+        }
+        for end in ["9999", "9999-12", "9999-12-31", "9999-12-31T23:59:59Z"] {
+            assert!(counts(&member(None, Some(end)), moment), "{end}");
+            assert!(!counts(&member(Some(end), None), moment), "{end}");
         }
         for end in ["2025", "2026-05", "2026-06-14", "2026-06-15T11:59:59Z", "soon", ""] {
             assert!(!counts(&member(None, Some(end)), moment), "{end}");

@@ -14,6 +14,7 @@ use flatbed_types::{
 };
 
 use super::*;
+use crate::plan::Sizing;
 
 const PRACTITIONER: ResourceType = ResourceType::of("Practitioner");
 const NOW: Instant = Instant::from_millis(1_000_000);

@@ -200,12 +200,21 @@ async fn bind(address: SocketAddr, option: &str) -> Result<TcpListener, Failure>
 }
 
 fn objects(args: &ServeArgs, folder: &DataFolder) -> Result<Arc<dyn ObjectStore>, Failure> {
-    let path = match &args.output {
-        Some(uri) => places::output_folder(uri).map_err(|error| Failure::usage(format!("{error:#}")))?,
-        None => folder.subfolder("objects")?,
+    let (path, shared) = match &args.output {
+        Some(uri) => {
+            (places::output_folder(uri).map_err(|error| Failure::usage(format!("{error:#}")))?, true)
+        }
+        None => (folder.subfolder("objects")?, false),
     };
     // A commit is durable only when its objects are.
-    Ok(Arc::new(places::local_store(&path)?.with_fsync(true)))
+    let store = places::local_store(&path)?.with_fsync(true);
+    let age = if shared { SHARED_STAGING_AGE } else { Duration::ZERO };
+    match places::sweep_staging(&path, age) {
+        Ok(0) => {}
+        Ok(count) => tracing::info!(count, "deleted unfinished uploads of an earlier process"),
+        Err(error) => tracing::warn!(%error, "unfinished uploads of an earlier process could not be deleted"),
+    }
+    Ok(Arc::new(store))
 }
 
 async fn start(
@@ -244,6 +253,10 @@ async fn start(
     };
     Ok(Embedded::start(options).await?)
 }
+
+/// Unfinished uploads in an output folder of the operator's choice are left alone for this long: another process
+/// may be writing them.
+const SHARED_STAGING_AGE: Duration = Duration::from_secs(3600);
 
 /// Logs the preparation of the source: each kind of work at once, then every few seconds.
 fn preparation_log() -> sources::Listener {
