@@ -93,7 +93,8 @@ impl Services {
         let Some(question) = Question::of(request) else { return Ok(()) };
         let asked = self.call(|answer| Event::Ask(question.clone(), answer));
         let Ok(answer) = tokio::time::timeout(Duration::from_millis(caps::ASK_MILLIS), asked).await else {
-            let message = "the source did not answer in time; it may still be preparing. Try again";
+            let message =
+                "no worker could look into the source in time; it may still be preparing. Try again";
             return Err(to_status(ErrorCode::Unavailable, message));
         };
         let answer = answer?.map_err(error_status)?;

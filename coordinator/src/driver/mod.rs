@@ -18,9 +18,7 @@ use flatbed_proto::wire::{job as job_wire, lease as lease_wire};
 use flatbed_types::job::{JobError, StopKind};
 use flatbed_types::layout::MetaKeys;
 use flatbed_types::task::CommitRecord;
-use flatbed_types::{
-    AttemptId, Epoch, ErrorCode, ExportRequest, FhirId, Instant, JobId, SessionId, TaskId, Token,
-};
+use flatbed_types::{AttemptId, Epoch, ExportRequest, FhirId, Instant, JobId, SessionId, TaskId, Token};
 use object_store::ObjectStore;
 use tokio::sync::{mpsc, oneshot};
 
@@ -137,6 +135,8 @@ pub(crate) struct Driver {
     replies: HashMap<ReplyId, oneshot::Sender<CommitAnswer>>,
     next_reply: ReplyId,
     questions: HashMap<u64, Answer<lease_wire::Answer>>,
+    /// Questions that no worker was there to be asked.
+    unasked: Vec<(Question, Answer<lease_wire::Answer>)>,
     next_question: u64,
     /// Transactions in flight, for an orderly end.
     proposing: usize,
@@ -155,6 +155,7 @@ impl Driver {
             replies: HashMap::new(),
             next_reply: 0,
             questions: HashMap::new(),
+            unasked: Vec::new(),
             next_question: 0,
             proposing: 0,
             shutdown: None,
@@ -296,6 +297,9 @@ impl Driver {
         for session in self.sessions.greet(Monotonic::now(), greeting) {
             self.lost(session);
         }
+        for (question, answer) in std::mem::take(&mut self.unasked) {
+            self.ask(question, answer);
+        }
     }
 
     fn heartbeat(&mut self, id: SessionId, heartbeat: lease_wire::Heartbeat) {
@@ -393,9 +397,10 @@ impl Driver {
 
     fn ask(&mut self, question: Question, answer: Answer<lease_wire::Answer>) {
         self.questions.retain(|_, asker| !asker.is_closed());
+        self.unasked.retain(|(_, asker)| !asker.is_closed());
         let Some(session) = self.sessions.connected().map(|(id, _)| *id).next() else {
-            let message = "no worker is connected that could look into the source".to_owned();
-            let _ = answer.send(Err(JobError { code: ErrorCode::Unavailable, message }));
+            // Whoever asks waits for a while; the first worker to connect is asked.
+            self.unasked.push((question, answer));
             return;
         };
         self.next_question += 1;
@@ -404,9 +409,8 @@ impl Driver {
             group: question.group.map(|id| id.to_string()).unwrap_or_default(),
             patients: question.patients.iter().map(ToString::to_string).collect(),
         };
-        if self.send(session, lease_wire::coordinator_message::Message::Ask(ask)) {
-            self.questions.insert(self.next_question, answer);
-        }
+        self.questions.insert(self.next_question, answer);
+        self.send(session, lease_wire::coordinator_message::Message::Ask(ask));
     }
 
     fn perform(&mut self, id: JobId, output: Output) {
