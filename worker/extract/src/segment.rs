@@ -9,9 +9,12 @@ use std::io;
 
 use flate2::{Compress, Compression, FlushCompress, Status};
 
-/// Deflate level of everything we compress ourselves. On real FHIR data level 2 of zlib-rs gives 83 to 87 % of the
+/// Deflate level of what is compressed on its way out. On real FHIR data level 2 of zlib-rs gives 83 to 87 % of the
 /// ratio of level 6 at 50 to 70 % of its cost; level 1 gives 62 % of it, level 3 costs more for 5 % less size.
 pub const DEFLATE_LEVEL: u32 = 2;
+/// Deflate level of a lake's ordered copy: compressed once, stored and sent many times. 10 % smaller than level 2, and
+/// faster to expand, for a fifth more of work.
+pub const LAKE_LEVEL: u32 = 4;
 /// zstd level: smaller and cheaper than gzip at any level on FHIR data.
 pub const ZSTD_LEVEL: i32 = 1;
 
@@ -26,11 +29,16 @@ pub struct DeflateRuns {
 
 impl Default for DeflateRuns {
     fn default() -> Self {
-        DeflateRuns { compress: Compress::new(Compression::new(DEFLATE_LEVEL), false) }
+        DeflateRuns::with_level(DEFLATE_LEVEL)
     }
 }
 
 impl DeflateRuns {
+    /// A compressor of this level.
+    pub fn with_level(level: u32) -> DeflateRuns {
+        DeflateRuns { compress: Compress::new(Compression::new(level), false) }
+    }
+
     /// Appends `plain` to `out` as one run. An empty input gives an empty run.
     pub fn append(&mut self, plain: &[u8], out: &mut Vec<u8>) -> io::Result<()> {
         if plain.is_empty() {

@@ -13,7 +13,7 @@ use flatbed_types::caps::DEFLATE_SEGMENT;
 
 use super::directory::{DirectoryWriter, LINK};
 use super::lane_file::{Block, LONG, MAGIC, Run};
-use crate::segment::{DeflateRuns, ZSTD_LEVEL};
+use crate::segment::{DeflateRuns, LAKE_LEVEL, ZSTD_LEVEL};
 
 /// Bytes of directory at which a block ends though its rows are small: a reader holds a directory whole.
 const DIRECTORY_LIMIT: usize = 256 << 10;
@@ -68,7 +68,7 @@ impl Packer {
 pub(super) struct JobQueue(Mutex<Option<Receiver<Job>>>);
 
 fn pack_jobs(queue: &JobQueue) {
-    let mut deflate = DeflateRuns::default();
+    let mut deflate = DeflateRuns::with_level(LAKE_LEVEL);
     loop {
         // Holding the lock while waiting is the hand-over: whoever has it takes the next job.
         let next = match &*queue.0.lock().unwrap_or_else(PoisonError::into_inner) {
