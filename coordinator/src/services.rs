@@ -20,7 +20,7 @@ use flatbed_proto::wire::job::{
 };
 use flatbed_proto::wire::lease::control_server::{Control, ControlServer};
 use flatbed_proto::wire::lease::{self as wire, CommitVerdict, CoordinatorMessage, WorkerMessage};
-use flatbed_types::job::{JobError, JobRecord, JobState, StopKind, Volume};
+use flatbed_types::job::{JobError, JobRecord, StopKind};
 use flatbed_types::task::CommitRecord;
 use flatbed_types::{
     AttemptId, ClientId, ErrorCode, ExportRequest, Instant, JobId, Position, SessionId, TaskId, Token, caps,
@@ -180,27 +180,9 @@ impl Jobs for Services {
         let client: ClientId = message.client.parse().map_err(|_| malformed(Malformed("client")))?;
         let request: ExportRequest = required(message.request, "request").map_err(malformed)?;
         self.check_source(&request).await?;
-        let record = JobRecord {
-            id: JobId(random_id()?),
-            client,
-            request,
-            request_url: message.request_url,
-            codec: self.context.options.codec,
-            state: JobState::Planning,
-            created: self.context.now(),
-            ended: None,
-            transaction_time: None,
-            pin: None,
-            draft: None,
-            roster: None,
-            plans: Vec::new(),
-            key_lists: Vec::new(),
-            estimate: Volume::default(),
-            manifest: None,
-            result: Volume::default(),
-            expires: None,
-            error: None,
-        };
+        let (id, codec) = (JobId(random_id()?), self.context.options.codec);
+        let mut record = JobRecord::new(id, client, request, codec, self.context.now());
+        record.request_url = message.request_url;
         self.create(&record, &message.idempotency_key).await.map(Response::new)
     }
 

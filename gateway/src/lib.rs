@@ -14,6 +14,7 @@
 mod auth;
 mod delivery;
 pub mod fhir;
+mod hosts;
 mod jobs;
 pub mod kickoff;
 mod negotiate;
@@ -21,6 +22,8 @@ mod routes;
 
 use std::fmt;
 use std::sync::Arc;
+
+pub use hosts::{HostPolicy, InvalidPublicUrl, PublicUrl};
 
 use flatbed_proto::wire::job::jobs_client::JobsClient;
 use flatbed_types::Instant;
@@ -33,9 +36,11 @@ pub type Clock = Arc<dyn Fn() -> Instant + Send + Sync>;
 /// How a gateway presents itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GatewayOptions {
-    /// What clients see, without a slash at the end; the FHIR base is `<public_url>/fhir`. A path in it is
-    /// served with and without, since some proxies strip it.
-    pub public_url: String,
+    /// What clients see; the FHIR base is `<public_url>/fhir`. A path in it is served with and without, since
+    /// some proxies strip it.
+    pub public_url: PublicUrl,
+    /// Under which names requests are answered.
+    pub hosts: HostPolicy,
     /// Whether kick-offs may leave out `Accept` and `Prefer: respond-async` (`--lenient-headers`).
     pub lenient_headers: bool,
     /// The manifest's `requiresAccessToken`. It only says so: this crate checks no tokens, every client is

@@ -60,6 +60,7 @@ impl Wire for TaskRecord {
             range: Some(self.range.to_wire()),
             allowed: each_to_wire(&self.allowed),
             failures: self.failures,
+            losses: self.losses,
         }
     }
     fn from_wire(message: wire::TaskRecord) -> Result<Self, Malformed> {
@@ -68,6 +69,7 @@ impl Wire for TaskRecord {
             range: required(message.range, "task.range")?,
             allowed: each(message.allowed)?,
             failures: message.failures,
+            losses: message.losses,
         })
     }
 }

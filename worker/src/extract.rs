@@ -52,7 +52,10 @@ pub(crate) fn run(
 fn select(context: &Context, runtime: &Handle, grant: &Grant, lane: Lane) -> Result<Select, JobError> {
     let list = |pointer| open_list(context, runtime, pointer).map(Arc::new);
     match (&grant.keys, &grant.roster, lane.section) {
-        (Some(keys), _, _) => Ok(Select::Keys(list(keys)?)),
+        (Some(keys), roster, _) => {
+            let roster = roster.as_ref().map(list).transpose()?;
+            Ok(Select::Keys { keys: list(keys)?, roster })
+        }
         (None, Some(roster), Section::Compartment) if !grant.request.patients.is_empty() => {
             Ok(Select::EveryPatient(list(roster)?))
         }
@@ -230,7 +233,7 @@ impl Segment {
 /// Says by count, without names, what the list of patients leaves out (`decisions.md` 4).
 fn withheld(extraction: &Extraction<'_>, writer: Writer, count: u64) -> Result<OutputObject, JobError> {
     let text = format!(
-        "{count} {} resources were left out: they also belong to patients that are not in the list of patients",
+        "{count} {} resources were left out: they also belong to patients, or name patients, that are not part of this export",
         extraction.lane.resource_type
     );
     let line = outcome::line(Severity::Information, "suppressed", &text, None);

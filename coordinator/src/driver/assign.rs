@@ -41,7 +41,7 @@ impl Driver {
             if job.waiting_task(now).is_none() {
                 continue;
             }
-            let pin = job.record().pin.as_ref();
+            let pin = job.durable_record().pin.as_ref();
             let reads = |source: &str| pin.is_none_or(|pin| pin.source == source);
             let fitting = free.iter().filter(|(_, session)| reads(&session.source));
             let Some((session, _)) = fitting.max_by_key(|(_, session)| session.free_slots()) else {

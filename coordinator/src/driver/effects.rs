@@ -15,7 +15,8 @@ use crate::{objects, records};
 
 pub(super) fn perform(driver: &mut Driver, id: JobId, output: Output) {
     let context = driver.context.clone();
-    let root = driver.jobs.get(&id).map(|job| objects::root_of(&context, job.record())).unwrap_or_default();
+    let root =
+        driver.jobs.get(&id).map(|job| objects::root_of(&context, job.durable_record())).unwrap_or_default();
     match output {
         Output::Propose(txn) => {
             driver.proposing += 1;
@@ -62,7 +63,7 @@ fn spawn(driver: &Driver, id: JobId, work: impl Future<Output = Input> + Send + 
 
 fn state_changed(driver: &Driver, id: JobId, state: JobState, root: String) {
     let Some(job) = driver.jobs.get(&id) else { return };
-    match (state, &job.record().error) {
+    match (state, &job.durable_record().error) {
         (JobState::Failed, Some(error)) => {
             tracing::error!(job = %id, code = %error.code, reason = %error.message, "job failed");
         }
@@ -84,7 +85,7 @@ fn state_changed(driver: &Driver, id: JobId, state: JobState, root: String) {
 
 fn grant(driver: &mut Driver, id: JobId, holder: &Holder, spec: GrantSpec) {
     let Some(job) = driver.jobs.get(&id) else { return };
-    let message = grant_message(driver, job.record(), holder, spec);
+    let message = grant_message(driver, job.durable_record(), holder, spec);
     let sent = driver.send(holder.session, lease_wire::coordinator_message::Message::Grant(message));
     match driver.sessions.get_mut(holder.session) {
         Some(session) => session.offer_ended(sent),

@@ -260,7 +260,7 @@ impl Driver {
         let root = objects::root_of(&self.context, &stored.record);
         let job = Job::load(stored, epoch, root, self.context.options.job_settings());
         let holders: Vec<Holder> = job.leases().map(|(_, holder)| holder.clone()).collect();
-        tracing::info!(job = %id, epoch = epoch.0, state = ?job.record().state, "job loaded");
+        tracing::info!(job = %id, epoch = epoch.0, state = ?job.durable_record().state, "job loaded");
         self.jobs.insert(id, job);
         self.feed(id, Input::Start);
         for holder in holders {

@@ -21,7 +21,7 @@ impl Driver {
 
     pub(super) fn list(&self, limit: usize) -> Vec<job_wire::JobView> {
         let mut jobs: Vec<&Job> = self.jobs.values().filter(|job| visible(job).is_ok()).collect();
-        jobs.sort_by_key(|job| std::cmp::Reverse(job.record().created));
+        jobs.sort_by_key(|job| std::cmp::Reverse(job.durable_record().created));
         jobs.into_iter().take(limit).map(|job| self.view(job)).collect()
     }
 
@@ -40,7 +40,7 @@ impl Driver {
             }
         }
         let mut view = job_wire::JobView {
-            record: Some(job.record().to_wire()),
+            record: Some(job.durable_record().to_wire()),
             committed: Some(progress.committed.to_wire()),
             in_flight: Some(in_flight.to_wire()),
             tasks: progress.tasks,
@@ -48,12 +48,13 @@ impl Driver {
             running: progress.running,
             phase,
             permille: progress.permille,
-            retry_after_ms: retry_after(job.record(), progress.permille, now),
+            retry_after_ms: retry_after(job.durable_record(), progress.permille, now),
         };
-        let young = job.record().created.plus_millis(self.context.options.min_in_progress_ms as i64) > now;
-        if young && job.record().state == JobState::Complete {
+        let young =
+            job.durable_record().created.plus_millis(self.context.options.min_in_progress_ms as i64) > now;
+        if young && job.durable_record().state == JobState::Complete {
             // Computed here, from one clock, so that no gateway says 200 and another then 202.
-            let finalizing = JobRecord { state: JobState::Finalizing, ..job.record().clone() };
+            let finalizing = JobRecord { state: JobState::Finalizing, ..job.durable_record().clone() };
             view.record = Some(finalizing.to_wire());
             view.permille = view.permille.min(990);
         }
@@ -78,7 +79,7 @@ fn not_found() -> JobError {
 
 /// Whether clients may still see a job: one that they stopped looks like none at once, an expired one is gone.
 fn visible(job: &Job) -> Result<(), JobError> {
-    match (job.stop_requested(), job.record().state) {
+    match (job.stop_requested(), job.durable_record().state) {
         (Some(StopKind::Delete), _) | (_, JobState::Cancelled) => Err(not_found()),
         (_, JobState::Deleting | JobState::Gone) | (Some(StopKind::Expire), _) => Err(JobError {
             code: ErrorCode::Gone,

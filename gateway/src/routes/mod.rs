@@ -14,7 +14,8 @@ use std::any::Any;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::Query;
+use axum::extract::{Query, Request, State};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
 use flatbed_types::{ClientId, Instant, JobId};
@@ -24,7 +25,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use crate::auth::{Action, JobFacts, decide};
 use crate::delivery::{Manifests, Objects, ReadError};
 use crate::jobs::{JobView, Jobs};
-use crate::{Clock, Gateway};
+use crate::{Clock, Gateway, GatewayOptions, HostPolicy, PublicUrl};
 use refusal::Refusal;
 
 /// What all handlers share.
@@ -91,14 +92,14 @@ impl From<ReadError> for Refusal {
 
 /// The routes of a gateway.
 pub(crate) fn router(gateway: Gateway) -> Router {
-    let public_url = gateway.options.public_url.trim_end_matches('/').to_owned();
+    let GatewayOptions { public_url, hosts, lenient_headers, require_token } = gateway.options;
     let shared = Shared {
         jobs: Jobs::new(gateway.jobs),
         objects: Objects::new(gateway.objects),
         manifests: Manifests::new(),
         base: format!("{public_url}/fhir"),
-        lenient_headers: gateway.options.lenient_headers,
-        require_token: gateway.options.require_token,
+        lenient_headers,
+        require_token,
         started: (gateway.clock)(),
         clock: gateway.clock,
     };
@@ -115,13 +116,26 @@ pub(crate) fn router(gateway: Gateway) -> Router {
             .route(&format!("/fhir/Patient/{export}"), any(kickoff::patient))
             .route(&format!("/fhir/Group/{{id}}/{export}"), any(kickoff::group));
     }
-    let path = public_url.parse::<Uri>().map(|url| url.path().trim_end_matches('/').to_owned());
-    if let Ok(path) = path
-        && !path.is_empty()
-    {
-        app = Router::new().nest(&path, app.clone()).merge(app);
+    // A path of plain characters, none below `/fhir`, cannot collide with the routes above.
+    if !public_url.path().is_empty() {
+        app = Router::new().nest(public_url.path(), app.clone()).merge(app);
     }
-    app.fallback(no_such_path).with_state(Arc::new(shared)).layer(CatchPanicLayer::custom(caught))
+    let app = app.fallback(no_such_path).with_state(Arc::new(shared));
+    let app = app.layer(from_fn_with_state(Arc::new((hosts, public_url)), ours));
+    app.layer(CatchPanicLayer::custom(caught))
+}
+
+/// Refuses requests that were sent to somebody else's name.
+async fn ours(
+    State(names): State<Arc<(HostPolicy, PublicUrl)>>,
+    request: Request,
+    next: Next,
+) -> Result<Response, Refusal> {
+    let (hosts, public_url) = names.as_ref();
+    if hosts.allows(public_url, request.uri(), request.headers()) {
+        return Ok(next.run(request).await);
+    }
+    Err(Refusal::misdirected())
 }
 
 async fn no_such_path() -> Refusal {

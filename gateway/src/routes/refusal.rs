@@ -55,6 +55,12 @@ impl Refusal {
         Refusal::class(ErrorCode::NotFound, text)
     }
 
+    /// The request was sent to a name that is not this service's.
+    pub fn misdirected() -> Refusal {
+        let text = "this service does not answer under the name in Host; use its public URL (--public-url)";
+        Refusal::new(StatusCode::MISDIRECTED_REQUEST, IssueCode::NOT_SUPPORTED, text)
+    }
+
     /// No such job or file, or none of this client.
     pub fn no_such_job() -> Refusal {
         Refusal::class(ErrorCode::NotFound, "there is no such export job or file")

@@ -82,7 +82,9 @@ fn progress_text(view: &JobView) -> String {
         };
         format!("{}.{}%, {rows} resources, {volume}", done / 10, done % 10)
     };
-    let phase = match (view.phase.as_str(), record.state) {
+    // What stands behind a semicolon may be the text of an error, which is for operators.
+    let phase = view.phase.split(';').next().unwrap_or_default().trim_end();
+    let phase = match (phase, record.state) {
         ("", JobState::Planning) => "planning",
         (phase, _) => phase,
     };
@@ -131,12 +133,36 @@ fn file_url(app: &Shared, job: JobId, file: Nonce) -> String {
 /// poll do not keep clients polling.
 fn failed(error: Option<&JobError>) -> Refusal {
     match error {
-        Some(error) if !error.code.is_retryable() => Refusal::class(error.code, error.message.clone()),
+        Some(error) if !error.code.is_retryable() => Refusal::class(error.code, text_for_clients(error)),
         Some(error) => {
-            Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, IssueCode::PROCESSING, error.message.clone())
+            let text = text_for_clients(error);
+            Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, IssueCode::PROCESSING, text)
         }
         None => Refusal::class(ErrorCode::Internal, "the job failed without a reason on record"),
     }
+}
+
+/// What a client is told: texts about its request as they are; of what happened inside, only the kind, since the
+/// text may name files and addresses of the server. Operators find it in the log and with `flatbed jobs show`.
+fn text_for_clients(error: &JobError) -> String {
+    let general = match error.code {
+        ErrorCode::Invalid
+        | ErrorCode::NotSupported
+        | ErrorCode::NotFound
+        | ErrorCode::Gone
+        | ErrorCode::Unauthenticated
+        | ErrorCode::Forbidden
+        | ErrorCode::Throttled
+        | ErrorCode::TooLarge => return error.message.clone(),
+        ErrorCode::SourceFailed => "the data could not be read",
+        ErrorCode::SourceChanged => "the data changed while it was exported; start a new export",
+        ErrorCode::StorageFailed => "the files of this export could not be stored",
+        ErrorCode::Unavailable | ErrorCode::Timeout => {
+            "something that the export needs could not be reached; start a new export"
+        }
+        ErrorCode::Internal => "a defect of the server ended this export",
+    };
+    format!("{general}; the operator's log says more")
 }
 
 /// Cancels or deletes (DL-01 to DL-06).
@@ -160,27 +186,9 @@ mod tests {
     use flatbed_types::{ClientId, Codec, ExportRequest, Instant, Level};
 
     fn view(state: JobState, phase: &str, committed: Volume, estimate: Volume) -> JobView {
-        let record = JobRecord {
-            id: JobId(1),
-            client: ClientId::open(),
-            request: ExportRequest::everything(Level::System),
-            request_url: String::new(),
-            codec: Codec::Gzip,
-            state,
-            created: Instant::from_millis(0),
-            ended: None,
-            transaction_time: None,
-            pin: None,
-            draft: None,
-            roster: None,
-            plans: Vec::new(),
-            key_lists: Vec::new(),
-            estimate,
-            manifest: None,
-            result: Volume::default(),
-            expires: None,
-            error: None,
-        };
+        let request = ExportRequest::everything(Level::System);
+        let new = JobRecord::new(JobId(1), ClientId::open(), request, Codec::Gzip, Instant::from_millis(0));
+        let record = JobRecord { state, estimate, ..new };
         let retry_after = Duration::ZERO;
         JobView { record, committed, phase: phase.to_owned(), permille: 423, retry_after }
     }
@@ -211,6 +219,14 @@ mod tests {
                 volume(1, 999),
                 "42.3%, 0 resources, 0 B of about 999 B; no eligible worker",
             ),
+            (
+                JobState::Planning,
+                "preparing the source; waiting: cannot read /srv/lake/x",
+                volume(0, 0),
+                volume(0, 0),
+                "preparing the source",
+            ),
+            (JobState::Planning, "; waiting: /srv", volume(0, 0), volume(0, 0), "planning"),
             (JobState::Running, "", volume(5, 2_000), volume(1, 1_000), "42.3%, 5 resources, 2.0 kB"),
             (
                 JobState::Resolving,

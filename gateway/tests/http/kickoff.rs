@@ -213,7 +213,7 @@ async fn ko_37_decision_19_only_an_idempotency_key_repeats_a_job() {
 
 #[tokio::test]
 async fn a_public_url_with_a_path_is_served_with_and_without_it() {
-    let public_url = "https://example.org/bulk/".to_owned();
+    let public_url = "https://example.org/bulk/".parse().unwrap();
     let world = World::with(GatewayOptions { public_url, ..options() }).await;
     for path in ["/bulk/fhir/$export", "/fhir/$export"] {
         let answer = world.get(path, &GOOD).await;

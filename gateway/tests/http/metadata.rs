@@ -12,6 +12,17 @@ fn types(answer: &Answer) -> Vec<String> {
 }
 
 #[tokio::test]
+async fn a_name_that_is_not_ours_is_refused_everywhere() {
+    let world = World::with(GatewayOptions { hosts: HostPolicy::LocalOrPublic, ..options() }).await;
+    for path in ["/", "/fhir/metadata", "/fhir/$export", "/nothing"] {
+        world.get(path, &["Host: rebound.example:8080"]).await.refused(421, "not-supported");
+    }
+    for host in ["Host: localhost:8080", "Host: example.org"] {
+        assert_eq!(world.get("/fhir/metadata", &[host]).await.status, 200, "{host}");
+    }
+}
+
+#[tokio::test]
 async fn md_05_types_are_those_of_the_source_once_it_is_known() {
     let world = World::new().await;
     let all = ResourceType::all().filter(|each| each.is_exportable()).count();

@@ -62,17 +62,18 @@ async fn st_08_st_09_a_failed_job() {
     let world = World::new().await;
     let expected = [
         (ErrorCode::StorageFailed, 500, "processing"),
+        (ErrorCode::SourceFailed, 500, "processing"),
         (ErrorCode::Invalid, 400, "invalid"),
         // Final, so that no client polls on.
         (ErrorCode::Unavailable, 500, "processing"),
     ];
     for (code, status, issue) in expected {
         let mut failed = record(1, JobState::Failed);
-        failed.error =
-            Some(JobError { code, message: "the store was full; make room and start again".to_owned() });
+        failed.error = Some(JobError { code, message: "/srv/lake/a.ndjson: no such file".to_owned() });
         world.add_job(&failed);
         let answer = world.get(&status_path(1), &[]).await;
-        assert_eq!(answer.refused(status, issue), ["the store was full; make room and start again"]);
+        let text = answer.refused(status, issue).join(" ");
+        assert_eq!(text.contains("/srv/lake"), code == ErrorCode::Invalid, "ER-03: {text}");
         assert!(answer.headers.get("retry-after").is_none());
     }
     assert_eq!(world.ask("DELETE", &status_path(1), &[]).await.status, 202, "DL-10");

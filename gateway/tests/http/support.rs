@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use axum::Router;
 use axum::body::{Body, Bytes};
-use flatbed_gateway::{Gateway, GatewayOptions};
+use flatbed_gateway::{Gateway, GatewayOptions, HostPolicy};
 use flatbed_proto::convert::{Wire, u128_bytes};
 use flatbed_proto::status::to_status;
 use flatbed_proto::wire::job as wire;
@@ -138,7 +138,12 @@ pub struct World {
 }
 
 pub fn options() -> GatewayOptions {
-    GatewayOptions { public_url: PUBLIC.to_owned(), lenient_headers: false, require_token: false }
+    GatewayOptions {
+        public_url: PUBLIC.parse().unwrap(),
+        hosts: HostPolicy::Any,
+        lenient_headers: false,
+        require_token: false,
+    }
 }
 
 impl World {
@@ -266,26 +271,13 @@ pub fn encode(codec: Codec, content: &[u8]) -> Vec<u8> {
 }
 
 pub fn record(number: u128, state: JobState) -> JobRecord {
+    let request = ExportRequest::everything(Level::System);
+    let created = now().plus_millis(-10_000);
     JobRecord {
-        id: JobId(number),
-        client: ClientId::open(),
-        request: ExportRequest::everything(Level::System),
         request_url: format!("{BASE}/$export?_type=Patient"),
-        codec: Codec::Gzip,
         state,
-        created: now().plus_millis(-10_000),
-        ended: None,
-        transaction_time: None,
-        pin: None,
-        draft: None,
-        roster: None,
-        plans: Vec::new(),
-        key_lists: Vec::new(),
         estimate: Volume { rows: 9_999, bytes: 13_400_000 },
-        manifest: None,
-        result: Volume::default(),
-        expires: None,
-        error: None,
+        ..JobRecord::new(JobId(number), ClientId::open(), request, Codec::Gzip, created)
     }
 }
 

@@ -15,6 +15,12 @@ pub const MAX_PLANNED_TASKS: usize = 131_072;
 /// Attempts in a row without a commit before the task, and with it the job, fails.
 pub const MAX_TASK_FAILURES: u32 = 4;
 
+/// Workers lost in a row, without a commit, before a task is put off: kills and scaling down are normal.
+pub const FREE_TASK_LOSSES: u32 = 20;
+
+/// Workers lost in a row, without a commit, before the task, and with it the job, fails.
+pub const MAX_TASK_LOSSES: u32 = 60;
+
 /// Rounds of looking up supporting resources (`decisions.md` 3): role, then organisation, then its parent.
 pub const MAX_ROUNDS: u32 = 3;
 
@@ -71,5 +77,6 @@ pub const DEFAULT_TARGET_FILE_SIZE: u64 = 1 << 30;
 /// How long a job is reported as in progress at least (`--min-in-progress`).
 pub const DEFAULT_MIN_IN_PROGRESS_MILLIS: u64 = 1_000;
 
-/// Largest protobuf message between the roles: plans and lists travel as objects, so this is generous.
-pub const MAX_MESSAGE: usize = 8 << 20;
+/// Largest protobuf message between the roles. Plans and lists travel as objects; the longest message names the
+/// sidecars of a round to a resolve task, some 170 bytes each.
+pub const MAX_MESSAGE: usize = 64 << 20;

@@ -120,6 +120,39 @@ pub struct JobRecord {
     pub error: Option<JobError>,
 }
 
+impl JobRecord {
+    /// A job that was just asked for: nothing is known of it but the request.
+    pub fn new(
+        id: JobId,
+        client: ClientId,
+        request: ExportRequest,
+        codec: Codec,
+        created: Instant,
+    ) -> JobRecord {
+        JobRecord {
+            id,
+            client,
+            request,
+            request_url: String::new(),
+            codec,
+            state: JobState::Planning,
+            created,
+            ended: None,
+            transaction_time: None,
+            pin: None,
+            draft: None,
+            roster: None,
+            plans: Vec::new(),
+            key_lists: Vec::new(),
+            estimate: Volume::default(),
+            manifest: None,
+            result: Volume::default(),
+            expires: None,
+            error: None,
+        }
+    }
+}
+
 /// Who asked a job to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum StopKind {

@@ -36,8 +36,10 @@ pub struct TaskRecord {
     pub range: KeyRange,
     /// The attempts that may commit; empty while the task waits.
     pub allowed: Vec<Attempt>,
-    /// Tries in a row that ended without a commit.
+    /// Tries in a row that failed without a commit.
     pub failures: u32,
+    /// Tries in a row whose worker was lost without a commit.
+    pub losses: u32,
 }
 
 /// What an output object holds.

@@ -91,6 +91,9 @@ pub const BEYOND_THE_DEFINITION: &[(&str, &[&str])] = &[("Device", &["patient"])
 pub struct Belonging {
     /// The ids of its patients, sorted, each once.
     pub patients: Vec<Vec<u8>>,
+    /// The ids of patients that a row of no patient names all the same, where it could be looked up as a supporting
+    /// resource: it is given only to exports that cover them. Sorted, each once; empty for one that cannot be told.
+    pub named: Vec<Vec<u8>>,
     /// The keys (`type ‖ 0x00 ‖ id`) of supporting resources that it refers to, sorted, each once.
     pub supporting: Vec<Vec<u8>>,
 }
@@ -102,6 +105,7 @@ const REMEMBERED: usize = 16;
 pub struct Collect {
     paths: &'static [&'static str],
     found: Belonging,
+    names_patients: bool,
     remembered: [Option<ResourceType>; REMEMBERED],
 }
 
@@ -131,18 +135,26 @@ impl Compartment {
             found.patients.push(id.as_bytes().to_vec());
         }
         let paths = if resource_type == ResourceType::GROUP { &[] } else { self.paths(resource_type) };
-        Collect { paths, found, remembered: [None; REMEMBERED] }
+        let names_patients = flatbed_types::lane::is_supporting(resource_type);
+        Collect { paths, found, names_patients, remembered: [None; REMEMBERED] }
     }
 }
 
 impl Collect {
     /// Takes one reference: the path of keys to the Reference, and its `reference`.
     pub fn reference(&mut self, path: &[u8], reference: &[u8]) {
-        let Some((name, id)) = split_relative(reference) else { return };
+        let Some((name, id)) = split_relative(reference) else {
+            if self.names_patients && memchr::memmem::find(reference, b"Patient/").is_some() {
+                self.found.named.push(Vec::new());
+            }
+            return;
+        };
         let Some(resource_type) = self.type_named(name) else { return };
         if resource_type == ResourceType::PATIENT {
             if self.paths.iter().any(|member| member.as_bytes() == path) {
                 self.found.patients.push(id.to_vec());
+            } else if self.names_patients {
+                self.found.named.push(id.to_vec());
             }
         } else if flatbed_types::lane::is_supporting(resource_type) {
             let name = resource_type.name().as_bytes();
@@ -165,7 +177,10 @@ impl Collect {
 
     /// What was found.
     pub fn finish(mut self) -> Belonging {
-        for list in [&mut self.found.patients, &mut self.found.supporting] {
+        if !self.found.patients.is_empty() {
+            self.found.named.clear();
+        }
+        for list in [&mut self.found.patients, &mut self.found.named, &mut self.found.supporting] {
             list.sort_unstable();
             list.dedup();
         }

@@ -36,7 +36,7 @@ pub fn decide_compartment_row(
             }
             return Ok(in_window(window, changed));
         }
-        Select::Keys(_) => return Ok(Verdict::Elsewhere),
+        Select::Keys { .. } => return Ok(Verdict::Elsewhere),
         Select::Members(list) | Select::EveryPatient(list) => list,
     };
     if !list.contains(patient)? {

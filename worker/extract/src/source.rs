@@ -173,8 +173,14 @@ pub enum Select {
     Members(Arc<KeyList>),
     /// Rows whose patients are all in the list; others count as withheld (under their least listed patient).
     EveryPatient(Arc<KeyList>),
-    /// Standalone rows of the scan's type whose `type ‖ 0x00 ‖ id` is in the list.
-    Keys(Arc<KeyList>),
+    /// Standalone rows of the scan's type whose `type ‖ 0x00 ‖ id` is in the list. Rows that name patients outside
+    /// the roster, where there is one, count as withheld: a reference must never pull in another patient's data.
+    Keys {
+        /// The keys.
+        keys: Arc<KeyList>,
+        /// The patients of the job, where it covers some only.
+        roster: Option<Arc<KeyList>>,
+    },
 }
 
 /// A read of one range.

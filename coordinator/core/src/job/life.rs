@@ -3,13 +3,15 @@
 use flatbed_types::job::{JobError, JobState, ObjectPointer, StopKind};
 use flatbed_types::{ErrorCode, Instant, caps};
 
-use super::{Busy, Group, Job, Op, Output, from_ledger};
-use crate::ledger::Stage;
+use super::{Busy, Group, Job, Op, Output, from_ledger, is_due};
 use crate::manifest;
 use flatbed_types::task::TaskKind;
 
 /// How long after `Expires` the objects stay: clocks differ, and a download that began in time may end.
 const EXPIRY_GRACE_MILLIS: i64 = 15 * 60_000;
+
+/// When no worker can still be writing for a job that has ended: longer than any attempt is kept alive.
+const LAST_WRITES_MILLIS: i64 = EXPIRY_GRACE_MILLIS;
 
 /// How long to wait before object work that failed is tried again.
 const OBJECT_RETRY_MILLIS: i64 = 2_000;
@@ -22,7 +24,7 @@ impl Job {
         if unfinished && self.stop.is_some() {
             return self.end(now, JobState::Cancelled);
         }
-        if self.busy.is_some() || !self.is_idle() || self.retry_at.is_some_and(|at| at > now) {
+        if self.busy.is_some() || !self.is_idle() || self.retry_at.is_some_and(|at| !is_due(at, now)) {
             return;
         }
         self.retry_at = None;
@@ -39,7 +41,7 @@ impl Job {
                 self.busy = Some(Busy::Deleting);
                 out.push(Output::DeleteObjects);
             }
-            JobState::Gone => self.maybe_forget(now),
+            JobState::Gone => self.sweep_or_forget(now, out),
         }
     }
 
@@ -152,6 +154,7 @@ impl Job {
         }
         self.busy = None;
         match result {
+            Ok(()) if self.record.state == JobState::Gone => self.swept = true,
             Ok(()) => {
                 let mut effects = Vec::new();
                 self.record.ended = Some(now);
@@ -166,9 +169,14 @@ impl Job {
         }
     }
 
-    fn maybe_forget(&mut self, now: Instant) {
-        let old = |ended: Instant| ended.plus_millis(caps::TOMBSTONE_MILLIS as i64) <= now;
-        if self.record.ended.is_some_and(old) {
+    /// A worker that was sealing when the job ended may have written behind the first deletion: when none can be
+    /// left, everything is deleted once more. Much later the record goes too.
+    fn sweep_or_forget(&mut self, now: Instant, out: &mut Vec<Output>) {
+        let since = |millis: i64| self.record.ended.is_some_and(|ended| ended.plus_millis(millis) <= now);
+        if !self.swept && since(LAST_WRITES_MILLIS) {
+            self.busy = Some(Busy::Deleting);
+            out.push(Output::DeleteObjects);
+        } else if self.swept && since(caps::TOMBSTONE_MILLIS as i64) {
             let group =
                 Group { ops: vec![Op::DeleteJob], effects: vec![Output::Forget], unless_stopped: false };
             self.queue.push_back(group);
@@ -187,11 +195,6 @@ impl Job {
             self.record.state = state;
             effects.push(Output::StateChanged(state));
         }
-    }
-
-    /// Whether commits may still come.
-    pub fn is_open(&self) -> bool {
-        self.ledger.stage() == Stage::Open
     }
 }
 

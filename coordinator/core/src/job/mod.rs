@@ -42,17 +42,33 @@ pub use view::JobProgress;
 type JobLedger = Ledger<Position, Payload, Holder>;
 type JobChange = Change<Position, Payload, Holder>;
 
+/// The longest time that a task or object work is ever put off.
+const LONGEST_DELAY_MILLIS: i64 = 60_000;
+
 struct TaskInfo {
     kind: TaskKind,
     round: u32,
     failures: u32,
+    losses: u32,
     not_before: Option<Instant>,
+}
+
+impl TaskInfo {
+    fn new(kind: TaskKind, round: u32) -> TaskInfo {
+        TaskInfo { kind, round, failures: 0, losses: 0, not_before: None }
+    }
 }
 
 struct Group {
     ops: Vec<Op>,
     effects: Vec<Output>,
     unless_stopped: bool,
+}
+
+/// A proposed transaction.
+struct InFlight {
+    effects: Vec<Output>,
+    record: Option<Box<JobRecord>>,
 }
 
 /// Work on objects that the machine waits for.
@@ -83,11 +99,15 @@ pub struct Job {
     seq: u64,
     attempts: u32,
     queue: VecDeque<Group>,
-    in_flight: Option<Vec<Output>>,
+    in_flight: Option<InFlight>,
+    /// The record as it is in the store: what is shown.
+    durable: JobRecord,
     busy: Option<Busy>,
     retry_at: Option<Instant>,
     stop: Option<StopKind>,
     waiting_for: Option<String>,
+    /// Whether everything was deleted a second time.
+    swept: bool,
 }
 
 impl Job {
@@ -97,6 +117,7 @@ impl Job {
         let mut job = Job {
             settings,
             root,
+            durable: stored.record.clone(),
             record: stored.record,
             ledger: Ledger::new(epoch),
             tasks: BTreeMap::new(),
@@ -109,6 +130,7 @@ impl Job {
             retry_at: None,
             stop: stored.stop,
             waiting_for: None,
+            swept: false,
         };
         job.restore(stored.plans, stored.tasks, stored.commits);
         job
@@ -119,9 +141,9 @@ impl Job {
         self.record.id
     }
 
-    /// The record, as far as this owner has brought it (perhaps not durable yet).
-    pub fn record(&self) -> &JobRecord {
-        &self.record
+    /// The record as it is in the store.
+    pub fn durable_record(&self) -> &JobRecord {
+        &self.durable
     }
 
     /// The stop request, as soon as it is known.
@@ -139,8 +161,10 @@ impl Job {
                 self.complete_task(Pending { replies: vec![reply], task, attempt, token, result }, out);
             }
             Input::Failed { attempt, token, error } => self.attempt_failed(now, attempt, token, error),
-            Input::SessionLost(session) => self.withdraw_all(|allowed| allowed.holder.session == session),
-            Input::AttemptLost(attempt) => self.withdraw_all(|allowed| allowed.attempt == attempt),
+            Input::SessionLost(session) => {
+                self.withdraw_all(now, |allowed| allowed.holder.session == session)
+            }
+            Input::AttemptLost(attempt) => self.withdraw_all(now, |allowed| allowed.attempt == attempt),
             Input::Stop(kind) => self.stop = self.stop.or(Some(kind)),
             Input::TxnDone(outcome) => self.txn_done(outcome, out),
             Input::DraftRead(draft) => self.draft_read(now, draft, out),
@@ -155,7 +179,7 @@ impl Job {
     pub fn waiting_task(&self, now: Instant) -> Option<TaskId> {
         let ready = |id: &TaskId| {
             let not_before = self.tasks.get(id).and_then(|info| info.not_before);
-            not_before.is_none_or(|moment| moment <= now)
+            not_before.is_none_or(|moment| is_due(moment, now))
         };
         if self.ledger.stage() != Stage::Open || self.stop.is_some() {
             return None;
@@ -167,12 +191,6 @@ impl Job {
     /// The attempts that may commit, with their holders.
     pub fn leases(&self) -> impl Iterator<Item = (AttemptId, &Holder)> {
         self.ledger.tasks().values().flat_map(|task| &task.allowed).map(|a| (a.attempt, &a.holder))
-    }
-
-    /// Whether an attempt can never commit again, and so what it wrote without committing may be deleted. Only
-    /// answers from a view that equals the store.
-    pub fn is_dead(&self, attempt: AttemptId) -> bool {
-        self.is_idle() && self.ledger.is_dead(attempt)
     }
 
     /// The objects that commits name, by nonce.
@@ -211,7 +229,7 @@ impl Job {
             }
             Verdict::Accept { changes, hi } => {
                 if let Some(info) = self.tasks.get_mut(&id) {
-                    (info.failures, info.not_before) = (0, None);
+                    (info.failures, info.losses, info.not_before) = (0, 0, None);
                 }
                 self.count_commit(round, &changes);
                 self.write(changes, vec![Output::Reply(reply, CommitAnswer::Accepted(hi))]);
@@ -247,15 +265,25 @@ impl Job {
         }
     }
 
-    fn withdraw_all(&mut self, is_lost: impl Fn(&Allowed<Holder>) -> bool) {
+    fn withdraw_all(&mut self, now: Instant, is_lost: impl Fn(&Allowed<Holder>) -> bool) {
         let lost_of = |(id, task): (&TaskId, &OpenTask<Position, Holder>)| {
             let lost = task.allowed.iter().find(|allowed| is_lost(allowed))?;
             Some((*id, lost.attempt))
         };
         let lost: Vec<(TaskId, AttemptId)> = self.ledger.tasks().iter().filter_map(lost_of).collect();
         for (id, attempt) in lost {
-            if let Some(changes) = self.ledger.withdraw(id, attempt) {
-                self.write(changes, Vec::new());
+            let Some(changes) = self.ledger.withdraw(id, attempt) else { continue };
+            let Some(info) = self.tasks.get_mut(&id) else { continue };
+            info.losses += 1;
+            let losses = info.losses;
+            // A few losses are the life of a cluster; a row that kills whoever reads it must not do so for ever.
+            if let Some(beyond) = losses.checked_sub(caps::FREE_TASK_LOSSES).filter(|beyond| *beyond > 0) {
+                info.not_before = Some(now.plus_millis(1_000 << beyond.min(5)));
+            }
+            self.write(changes, Vec::new());
+            if losses >= caps::MAX_TASK_LOSSES {
+                let message = format!("{losses} workers were lost while they worked on one task");
+                self.fail(now, JobError { code: ErrorCode::SourceFailed, message });
             }
         }
     }
@@ -284,8 +312,8 @@ impl Job {
     fn after_writes(&mut self, effect: Output, out: &mut Vec<Output>) {
         if let Some(group) = self.queue.back_mut() {
             group.effects.push(effect);
-        } else if let Some(effects) = &mut self.in_flight {
-            effects.push(effect);
+        } else if let Some(in_flight) = &mut self.in_flight {
+            in_flight.effects.push(effect);
         } else {
             out.push(effect);
         }
@@ -312,18 +340,27 @@ impl Job {
             out.extend(effects);
             return;
         }
-        self.in_flight = Some(effects);
+        let records =
+            ops.iter().filter_map(|op| if let Op::PutJob(record) = op { Some(record) } else { None });
+        let record = records.last().cloned();
+        self.in_flight = Some(InFlight { effects, record });
         out.push(Output::Propose(Txn { epoch: self.ledger.epoch, seq: self.seq, ops, unless_stopped }));
     }
 
     fn txn_done(&mut self, outcome: TxnOutcome, out: &mut Vec<Output>) {
-        let Some(effects) = self.in_flight.take() else { return };
+        let Some(InFlight { effects, record }) = self.in_flight.take() else { return };
         match outcome {
             TxnOutcome::Applied => {
                 self.seq += 1;
+                if let Some(record) = record {
+                    self.durable = *record;
+                }
                 out.extend(effects);
             }
-            TxnOutcome::StopExists(kind) => self.undo_complete(kind),
+            TxnOutcome::StopExists(kind) => {
+                retry_replies(effects, out);
+                self.undo_complete(kind);
+            }
             TxnOutcome::Fenced => {
                 for group in std::mem::take(&mut self.queue) {
                     retry_replies(group.effects, out);
@@ -333,6 +370,12 @@ impl Job {
             }
         }
     }
+}
+
+/// Whether a moment to wait for has come. One that lies further ahead than anything is ever put off was set by a
+/// clock that has been set back since.
+fn is_due(moment: Instant, now: Instant) -> bool {
+    moment <= now || moment > now.plus_millis(LONGEST_DELAY_MILLIS)
 }
 
 /// Whether an error means that no other try can end differently.
@@ -367,6 +410,7 @@ fn to_record(info: &TaskInfo, task: &OpenTask<Position, Holder>) -> TaskRecord {
         range: KeyRange { lo: task.lo.clone(), hi: task.hi.clone() },
         allowed: task.allowed.iter().map(attempt).collect(),
         failures: info.failures,
+        losses: info.losses,
     }
 }
 

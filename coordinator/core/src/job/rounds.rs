@@ -38,11 +38,9 @@ impl Job {
         }
         let round_now = self.current_round();
         for (id, record) in records {
-            let info =
-                TaskInfo { kind: record.kind, round: round_now, failures: record.failures, not_before: None };
-            let info =
-                TaskInfo { round: self.tasks.get(&id).map_or(round_now, |planned| planned.round), ..info };
-            self.tasks.insert(id, info);
+            let round = self.tasks.get(&id).map_or(round_now, |planned| planned.round);
+            let (failures, losses) = (record.failures, record.losses);
+            self.tasks.insert(id, TaskInfo { failures, losses, ..TaskInfo::new(record.kind, round) });
             let allowed = record.allowed.into_iter().map(|attempt| Allowed {
                 attempt: attempt.id,
                 token: attempt.token,
@@ -79,7 +77,7 @@ impl Job {
         let mut progress = RoundProgress::default();
         for (id, task) in numbered(plan) {
             let kind = TaskKind::Extract(task.lane);
-            self.tasks.insert(id, TaskInfo { kind, round, failures: 0, not_before: None });
+            self.tasks.insert(id, TaskInfo::new(kind, round));
             progress.tasks += 1;
             progress.estimate.rows += task.rows;
             progress.estimate.bytes += task.bytes;
@@ -122,7 +120,7 @@ impl Job {
         let round = self.current_round();
         for change in &changes {
             if let Change::PutTask(id, _) = change {
-                self.tasks.insert(*id, TaskInfo { kind, round, failures: 0, not_before: None });
+                self.tasks.insert(*id, TaskInfo::new(kind, round));
             }
         }
         self.write(changes, Vec::new());

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use flatbed_types::job::{JobRecord, JobState, ObjectPointer, SourcePin, StopKind, Volume};
+use flatbed_types::job::{JobRecord, JobState, ObjectPointer, SourcePin, StopKind};
 use flatbed_types::manifest::Manifest;
 use flatbed_types::task::{
     CommitRecord, Hint, LaneSurvey, OutputKind, OutputObject, Plan, RowCounts, TaskKind,
@@ -24,27 +24,7 @@ fn pointer(key: &str) -> ObjectPointer {
 }
 
 fn record(level: Level) -> JobRecord {
-    JobRecord {
-        id: JobId(5),
-        client: ClientId::open(),
-        request: ExportRequest::everything(level),
-        request_url: String::new(),
-        codec: Codec::Gzip,
-        state: JobState::Planning,
-        created: NOW,
-        ended: None,
-        transaction_time: None,
-        pin: None,
-        draft: None,
-        roster: None,
-        plans: Vec::new(),
-        key_lists: Vec::new(),
-        estimate: Volume::default(),
-        manifest: None,
-        result: Volume::default(),
-        expires: None,
-        error: None,
-    }
+    JobRecord::new(JobId(5), ClientId::open(), ExportRequest::everything(level), Codec::Gzip, NOW)
 }
 
 fn surveys() -> Vec<LaneSurvey> {

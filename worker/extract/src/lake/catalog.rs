@@ -17,7 +17,7 @@ use super::list::Listing;
 use crate::source::SourceError;
 
 /// Version of all formats of an index. Another one is built anew.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// Generations kept for the tasks of plans that were made from them.
 pub(super) const KEPT: usize = 3;
 const CATALOG: &str = "catalog.json";

@@ -367,6 +367,9 @@ impl Rows {
         if belonging.patients.len() > 1 {
             flags |= SEVERAL;
             put_list(&mut lists, &belonging.patients);
+        } else if !belonging.named.is_empty() {
+            flags |= SEVERAL;
+            put_list(&mut lists, &belonging.named);
         }
         if !belonging.supporting.is_empty() {
             flags |= REFERENCES;

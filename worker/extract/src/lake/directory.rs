@@ -17,7 +17,7 @@ use crate::keylist::{put_varint, take, take_varint};
 
 /// The entry is a link: the row's bytes stand under its least patient.
 pub(super) const LINK: u8 = 1;
-/// The row has several patients, which are listed.
+/// The row has several patients, which are listed; or it has none and names some, which are listed.
 pub(super) const SEVERAL: u8 = 2;
 /// The row refers to supporting resources, which are listed.
 pub(super) const REFERENCES: u8 = 4;

@@ -95,7 +95,7 @@ impl LaneReader {
     pub(super) fn new(lane: Arc<LaneFile>, scan: Scan) -> Result<LaneReader, SourceError> {
         let by_patient = matches!(scan.select, Select::Members(_) | Select::EveryPatient(_));
         let fits = match scan.lane.section {
-            Section::Compartment => !matches!(scan.select, Select::Keys(_)),
+            Section::Compartment => !matches!(scan.select, Select::Keys { .. }),
             Section::Standalone => !by_patient,
         };
         if !fits {
@@ -222,8 +222,8 @@ impl LaneReader {
             Select::Members(list) | Select::EveryPatient(list) => {
                 (list, patient_of(&block.first).to_vec(), patient_of(&block.last).to_vec())
             }
-            Select::Keys(list) => (
-                list,
+            Select::Keys { keys, .. } => (
+                keys,
                 [self.prefix.as_slice(), &block.first].concat(),
                 [self.prefix.as_slice(), &block.last].concat(),
             ),
@@ -268,9 +268,18 @@ impl LaneReader {
             // A home row stands under its least patient, a link never does.
             Select::All if entry.is_link() => return Ok(Verdict::Elsewhere),
             Select::All => return Ok(in_window(window, entry.changed)),
-            Select::Keys(list) => {
-                let listed = list.contains(&[self.prefix.as_slice(), key].concat())?;
-                return Ok(if listed { in_window(window, entry.changed) } else { Verdict::Elsewhere });
+            Select::Keys { keys, roster } => {
+                if !keys.contains(&[self.prefix.as_slice(), key].concat())? {
+                    return Ok(Verdict::Elsewhere);
+                }
+                if let (Some(roster), true) = (roster, entry.flags & SEVERAL != 0) {
+                    for named in directory.patients(entry)? {
+                        if !roster.contains(named)? {
+                            return Ok(Verdict::Withheld);
+                        }
+                    }
+                }
+                return Ok(in_window(window, entry.changed));
             }
             Select::Members(list) | Select::EveryPatient(list) => list,
         };

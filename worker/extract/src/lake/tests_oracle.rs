@@ -128,7 +128,7 @@ fn ask(lane: Lane, question: &Question) -> crate::Scan {
     if lane.section == Section::Standalone {
         if question.every {
             let keys = question.keys.iter().map(|id| format!("{}\0{id}", lane.resource_type));
-            asked.select = Select::Keys(Arc::new(KeyList::from_keys(keys).unwrap()));
+            asked.select = Select::Keys { keys: Arc::new(KeyList::from_keys(keys).unwrap()), roster: None };
         }
     } else if let Some(job) = &question.job {
         let list = Arc::new(KeyList::from_keys(job.iter().map(String::as_bytes)).unwrap());
@@ -147,7 +147,7 @@ fn naive(resources: &[Resource], lane: Lane, question: &Question, asked: &crate:
         .filter(|row| row.lane() == lane)
         .filter_map(|row| Some((row.key(job)?, row)))
         .filter(|(key, _)| asked.range.contains(key))
-        .filter(|(_, row)| !matches!(asked.select, Select::Keys(_)) || question.keys.contains(&row.id))
+        .filter(|(_, row)| !matches!(asked.select, Select::Keys { .. }) || question.keys.contains(&row.id))
         .collect();
     rows.sort_by(|a, b| a.0.cmp(&b.0));
     let mut answer: Answer = Default::default();

@@ -128,28 +128,12 @@ fn malformed(name: &str, value: &str, expected: &str) -> SourceError {
 
 fn unknown(name: &str) -> SourceError {
     let list = OPTIONS.join(", ");
-    match OPTIONS.iter().map(|option| (distance(name, option), option)).min() {
+    match OPTIONS.iter().map(|option| (strsim::levenshtein(name, option), option)).min() {
         Some((edits, nearest)) if edits <= 3 => invalid(format!(
             "a synthetic source has no option '{name}'; did you mean '{nearest}'? Options are {list}"
         )),
         _ => invalid(format!("a synthetic source has no option '{name}'; options are {list}")),
     }
-}
-
-/// Insertions, deletions and replacements between two names.
-fn distance(left: &str, right: &str) -> usize {
-    let right: Vec<char> = right.chars().collect();
-    let mut row: Vec<usize> = (0..=right.len()).collect();
-    for (line, have) in left.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = line + 1;
-        for (column, want) in right.iter().enumerate() {
-            let replaced = diagonal + usize::from(have != *want);
-            diagonal = row[column + 1];
-            row[column + 1] = replaced.min(row[column] + 1).min(diagonal + 1);
-        }
-    }
-    row[right.len()]
 }
 
 #[cfg(test)]

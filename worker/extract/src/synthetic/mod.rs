@@ -175,8 +175,8 @@ impl Snapshot for SyntheticSnapshot {
     fn read(&self, scan: Scan) -> Result<Box<dyn RowReader>, SourceError> {
         let keys = match (&scan.select, scan.lane.section) {
             (Select::All, _) | (Select::Members(_) | Select::EveryPatient(_), Section::Compartment) => None,
-            (Select::Keys(keys), Section::Standalone) => Some(keys.clone()),
-            (Select::Keys(_), Section::Compartment) => {
+            (Select::Keys { keys, .. }, Section::Standalone) => Some(keys.clone()),
+            (Select::Keys { .. }, Section::Compartment) => {
                 return Err(SourceError::failed("rows of patients cannot be selected by their own keys"));
             }
             (Select::Members(_) | Select::EveryPatient(_), Section::Standalone) => {

@@ -22,7 +22,8 @@ fn a_long_group_goes_out_in_pieces() {
         };
         assert!(read(&*snapshot, scan(lane, range)).lines == whole.lines[place..=place]);
         let keys = KeyList::from_keys([supporting_key(ResourceType::GROUP, plan.id)]).unwrap();
-        let keyed = Scan { select: Select::Keys(Arc::new(keys)), ..scan(lane, KeyRange::ALL) };
+        let keyed =
+            Scan { select: Select::Keys { keys: Arc::new(keys), roster: None }, ..scan(lane, KeyRange::ALL) };
         assert!(read(&*snapshot, keyed).lines == whole.lines[place..=place]);
     }
 }

@@ -109,7 +109,7 @@ proptest! {
         let wanted: Vec<String> = WHOLE.lanes[&lane].iter()
             .filter(|row| range.contains(&row.key) && ids.contains(&row.key))
             .map(|row| row.text.clone()).collect();
-        prop_assert_eq!(read(&*WHOLE.snapshot, Scan { select: Select::Keys(list), ..scan(lane, range) }).lines, wanted);
+        prop_assert_eq!(read(&*WHOLE.snapshot, Scan { select: Select::Keys { keys: list, roster: None }, ..scan(lane, range) }).lines, wanted);
     }
 }
 
@@ -160,7 +160,10 @@ fn sources_reopen_what_they_made_and_refuse_what_they_do_not_have() {
     assert_eq!(present[0], lives);
     let list = Arc::new(KeyList::from_keys(["a"]).unwrap());
     let wrong = [
-        Scan { select: Select::Keys(list.clone()), ..scan(Kind::Claim.lane(), KeyRange::ALL) },
+        Scan {
+            select: Select::Keys { keys: list.clone(), roster: None },
+            ..scan(Kind::Claim.lane(), KeyRange::ALL)
+        },
         Scan { select: Select::Members(list), ..scan(Kind::Location.lane(), KeyRange::ALL) },
     ];
     assert!(wrong.into_iter().all(|scan| snapshot.read(scan).is_err()));
