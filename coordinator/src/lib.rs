@@ -110,7 +110,12 @@ impl Coordinator {
         Ok(Coordinator { events, services, actor })
     }
 
-    /// The gRPC services.
+    /// The service of gateways and operators alone.
+    pub fn jobs_routes(&self) -> Routes {
+        self.services.jobs_routes()
+    }
+
+    /// The gRPC services, that of workers among them.
     pub fn routes(&self) -> Routes {
         self.services.routes()
     }

@@ -6,7 +6,7 @@ use flatbed_coordinator_core::job::{Op, Stored, Txn, TxnOutcome};
 use flatbed_proto::convert::Wire;
 use flatbed_proto::wire::types as wire;
 use flatbed_proto::{Malformed, frame};
-use flatbed_types::job::{JobRecord, JobState, StopKind};
+use flatbed_types::job::{JobRecord, StopKind};
 use flatbed_types::layout::{self, MetaKeys};
 use flatbed_types::task::{CommitRecord, Plan, TaskRecord};
 use flatbed_types::{Epoch, Instant, JobId, TaskId};
@@ -59,6 +59,41 @@ pub(crate) fn stop_record(kind: StopKind, at: Instant) -> Vec<u8> {
 
 fn stop_kind(bytes: &[u8]) -> Result<StopKind, Malformed> {
     StopKind::from_wire(frame::open::<wire::StopRecord>(bytes)?.kind)
+}
+
+/// What an idempotency key stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct IdempotencyRecord {
+    pub job: JobId,
+    /// Hash of the request; the same key with another request is a mistake of the client.
+    pub request: u128,
+    pub created: Instant,
+}
+
+impl IdempotencyRecord {
+    pub fn of(record: &JobRecord) -> IdempotencyRecord {
+        let request = prost::Message::encode_to_vec(&record.request.to_wire());
+        let request = xxhash_rust::xxh3::xxh3_128(&request);
+        IdempotencyRecord { job: record.id, request, created: record.created }
+    }
+
+    pub fn to_bytes(self) -> Vec<u8> {
+        let mut bytes = self.job.0.to_be_bytes().to_vec();
+        bytes.extend_from_slice(&self.request.to_be_bytes());
+        bytes.extend_from_slice(&self.created.nanos().to_be_bytes());
+        bytes
+    }
+
+    pub fn from_bytes(bytes: &[u8]) -> Result<IdempotencyRecord, Malformed> {
+        let part = |range: std::ops::Range<usize>| bytes.get(range).ok_or(Malformed("idempotency record"));
+        let wide = |range| -> Result<u128, Malformed> {
+            let bytes = <[u8; 16]>::try_from(part(range)?).map_err(|_| Malformed("idempotency record"))?;
+            Ok(u128::from_be_bytes(bytes))
+        };
+        let nanos = <[u8; 8]>::try_from(part(32..40)?).map_err(|_| Malformed("idempotency record"))?;
+        let created = Instant::from_nanos(i64::from_be_bytes(nanos));
+        Ok(IdempotencyRecord { job: JobId(wide(0..16)?), request: wide(16..32)?, created })
+    }
 }
 
 fn writes(keys: &MetaKeys, job: JobId, op: &Op) -> Vec<Write> {
@@ -174,7 +209,7 @@ async fn load(context: &Context, keys: &MetaKeys, job: JobId, revision: u64) -> 
     }
     let mut plans: Vec<Plan> = Vec::new();
     // A job that has ended needs no plans, and they may be deleted already.
-    if !matches!(record.state, JobState::Deleting | JobState::Gone) {
+    if !record.state.is_terminal() {
         for pointer in &record.plans {
             plans.push(objects::read_control(context, pointer).await?);
         }

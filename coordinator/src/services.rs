@@ -52,10 +52,13 @@ impl Services {
         Services { context }
     }
 
+    pub fn jobs_routes(&self) -> Routes {
+        Routes::new(JobsServer::new(self.clone()).max_decoding_message_size(caps::MAX_MESSAGE))
+    }
+
     pub fn routes(&self) -> Routes {
-        let jobs = JobsServer::new(self.clone()).max_decoding_message_size(caps::MAX_MESSAGE);
         let control = ControlServer::new(self.clone()).max_decoding_message_size(caps::MAX_MESSAGE);
-        Routes::new(jobs).add_service(control)
+        self.jobs_routes().add_service(control)
     }
 
     async fn send(&self, event: Event) -> Result<(), Status> {
@@ -115,37 +118,106 @@ impl Services {
         Ok(())
     }
 
-    async fn create(&self, record: &JobRecord, idempotency_key: &str) -> Result<CreateJobResponse, Status> {
+    /// Creates the job and tells the driver. Runs to its end even if whoever asked has gone: a job in the store
+    /// that nobody was told of would wait for the next start.
+    async fn create(self, record: JobRecord, idempotency_key: String) -> Result<CreateJobResponse, Status> {
+        let work = async move {
+            if idempotency_key.is_empty() {
+                return self.create_new(&record, None).await;
+            }
+            self.create_or_repeat(&record, &idempotency_key).await
+        };
+        finish(work).await
+    }
+
+    /// Proposes the job, with the write of its idempotency key. `None` when the key has another value by now.
+    async fn create_new(
+        &self,
+        record: &JobRecord,
+        key: Option<(Compare, Write)>,
+    ) -> Result<CreateJobResponse, Status> {
         let keys = self.context.keys();
-        let job_bytes = u128_bytes(record.id.0);
         let mut transaction = Transaction {
             compares: vec![Compare::Absent(keys.job(record.id))],
             writes: vec![records::put_job(&keys, record)],
             reads: vec![keys.job(record.id)],
         };
-        if !idempotency_key.is_empty() {
-            let hash = xxhash_rust::xxh3::xxh3_128(idempotency_key.as_bytes());
-            let key = keys.idempotency(&record.client, hash);
-            transaction.compares.push(Compare::Absent(key.clone()));
-            transaction.writes.push(Write::Put(key.clone(), record.id.0.to_be_bytes().to_vec()));
-            transaction.reads.push(key);
+        if let Some((compare, write)) = key {
+            transaction.compares.push(compare);
+            transaction.writes.push(write);
         }
-        match self.txn(transaction).await? {
-            Outcome::Applied(_) => {}
-            Outcome::NotApplied(reads) => {
-                let known = reads.get(1).cloned().flatten();
-                let ours = reads.first().is_some_and(Option::is_some);
-                match known.filter(|_| !ours) {
-                    Some(job) => return Ok(CreateJobResponse { job: Bytes::from(job), repeated_job: true }),
-                    // An earlier try of this very transaction applied: nobody else knows the id.
-                    None if ours => {}
-                    None => return Err(to_status(ErrorCode::Internal, "the job could not be created")),
-                }
+        if let Outcome::NotApplied(reads) = self.txn(transaction).await? {
+            // The record is there: an earlier try of this very transaction applied, for nobody else knows the id.
+            if !reads.first().is_some_and(Option::is_some) {
+                let message = "another kick-off with the same Idempotency-Key is under way; try again";
+                return Err(to_status(ErrorCode::Unavailable, message));
             }
         }
         self.send(Event::Created(record.id)).await?;
-        Ok(CreateJobResponse { job: job_bytes, repeated_job: false })
+        Ok(CreateJobResponse { job: u128_bytes(record.id.0), repeated_job: false })
     }
+
+    /// The job of an idempotency key, if it is the same request's, young and still there; else a new one.
+    async fn create_or_repeat(&self, record: &JobRecord, text: &str) -> Result<CreateJobResponse, Status> {
+        let hash = xxhash_rust::xxh3::xxh3_128(text.as_bytes());
+        let key = self.context.keys().idempotency(&record.client, hash);
+        let mine = records::IdempotencyRecord::of(record);
+        let stored = self.context.store.range(&key, None).await;
+        let stored = stored.map_err(|error| to_status(ErrorCode::Unavailable, error.to_string()))?.1;
+        let Some((_, value)) = stored.into_iter().next() else {
+            let write = Write::Put(key.clone(), mine.to_bytes());
+            return self.create_new(record, Some((Compare::Absent(key), write))).await;
+        };
+        let known = records::IdempotencyRecord::from_bytes(&value).map_err(malformed)?;
+        let age = record.created.millis() - known.created.millis();
+        if age < caps::IDEMPOTENCY_MILLIS as i64 && self.is_visible(known.job).await? {
+            if known.request != mine.request {
+                let message = "this Idempotency-Key was used for another request; use a new key";
+                return Err(to_status(ErrorCode::Invalid, message));
+            }
+            return Ok(CreateJobResponse { job: u128_bytes(known.job.0), repeated_job: true });
+        }
+        let write = Write::Put(key.clone(), mine.to_bytes());
+        self.create_new(record, Some((Compare::Equals(key, value), write))).await
+    }
+
+    async fn is_visible(&self, job: JobId) -> Result<bool, Status> {
+        // Loaded if it was not: the event of its creation may have been lost with a former process.
+        match self.call(|answer| Event::Get(job, answer)).await? {
+            Ok(_) => Ok(true),
+            Err(error) if matches!(error.code, ErrorCode::NotFound | ErrorCode::Gone) => Ok(false),
+            Err(error) => Err(error_status(error)),
+        }
+    }
+
+    async fn stop(self, id: JobId) -> Result<(), Status> {
+        let work = async move {
+            let key = self.context.keys().stop(id);
+            let value = records::stop_record(StopKind::Delete, self.context.now());
+            let transaction = Transaction {
+                compares: vec![Compare::Absent(key.clone())],
+                writes: vec![Write::Put(key.clone(), value.clone())],
+                reads: vec![key],
+            };
+            let outcome = self.txn(transaction).await?;
+            // Told in any case: an earlier request may have been written and not told.
+            self.send(Event::Stopped(id, StopKind::Delete)).await?;
+            match outcome {
+                Outcome::Applied(_) => Ok(()),
+                // The same value means that an earlier try of this very request applied.
+                Outcome::NotApplied(reads) if reads.first().cloned().flatten() == Some(value) => Ok(()),
+                Outcome::NotApplied(_) => Err(to_status(ErrorCode::NotFound, "there is no such job")),
+            }
+        };
+        finish(work).await
+    }
+}
+
+/// Runs work that must not be cut off when the caller goes away.
+async fn finish<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Status>> + Send + 'static,
+) -> Result<T, Status> {
+    tokio::spawn(work).await.map_err(|_| to_status(ErrorCode::Internal, "internal error"))?
 }
 
 fn stopping() -> Status {
@@ -183,7 +255,7 @@ impl Jobs for Services {
         let (id, codec) = (JobId(random_id()?), self.context.options.codec);
         let mut record = JobRecord::new(id, client, request, codec, self.context.now());
         record.request_url = message.request_url;
-        self.create(&record, &message.idempotency_key).await.map(Response::new)
+        self.clone().create(record, message.idempotency_key).await.map(Response::new)
     }
 
     async fn get_job(&self, request: Request<GetJobRequest>) -> Result<Response<GetJobResponse>, Status> {
@@ -208,20 +280,7 @@ impl Jobs for Services {
         let id = job_id(&request.into_inner().job)?;
         // Says whether there is such a job; the transaction decides who stops it.
         self.call(|answer| Event::Get(id, answer)).await?.map_err(error_status)?;
-        let key = self.context.keys().stop(id);
-        let value = records::stop_record(StopKind::Delete, self.context.now());
-        let transaction = Transaction {
-            compares: vec![Compare::Absent(key.clone())],
-            writes: vec![Write::Put(key.clone(), value.clone())],
-            reads: vec![key],
-        };
-        if let Outcome::NotApplied(reads) = self.txn(transaction).await? {
-            // The same value means that an earlier try of this very request applied.
-            if reads.first().cloned().flatten() != Some(value) {
-                return Err(to_status(ErrorCode::NotFound, "there is no such job"));
-            }
-        }
-        self.send(Event::Stopped(id, StopKind::Delete)).await?;
+        self.clone().stop(id).await?;
         Ok(Response::new(StopJobResponse {}))
     }
 
@@ -263,6 +322,7 @@ impl Control for Services {
             source: hello.source,
             types: hello.types.iter().filter_map(|name| name.parse().ok()).collect(),
             free_slots: hello.slots.saturating_sub(u32::try_from(hello.running.len()).unwrap_or(u32::MAX)),
+            prepared: hello.prepared,
             sender,
         };
         self.send(Event::Hello(greeting)).await?;

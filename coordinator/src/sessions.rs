@@ -19,6 +19,8 @@ pub(crate) struct Session<S> {
     pub worker: WorkerId,
     pub source: String,
     pub types: Vec<ResourceType>,
+    /// Whether the source can be read.
+    pub prepared: bool,
     /// Where messages go; `None` while disconnected.
     pub sender: Option<S>,
     free_reported: u32,
@@ -62,6 +64,7 @@ pub(crate) struct Greeting<S> {
     pub source: String,
     pub types: Vec<ResourceType>,
     pub free_slots: u32,
+    pub prepared: bool,
     pub sender: S,
 }
 
@@ -90,7 +93,7 @@ impl<S> Sessions<S> {
 
     /// A worker says hello. Earlier starts of the same worker are lost from then on; they are answered.
     pub fn greet(&mut self, now: Monotonic, greeting: Greeting<S>) -> Vec<SessionId> {
-        let Greeting { worker, session, source, types, free_slots, sender } = greeting;
+        let Greeting { worker, session, source, types, free_slots, prepared, sender } = greeting;
         let same_worker = |(id, known): (&SessionId, &Session<S>)| {
             (known.worker == worker && *id != session).then_some(*id)
         };
@@ -102,6 +105,7 @@ impl<S> Sessions<S> {
             worker,
             source,
             types,
+            prepared,
             sender: Some(sender),
             free_reported: free_slots,
             grants_received: 0,
@@ -127,6 +131,7 @@ impl<S> Sessions<S> {
             worker: worker.clone(),
             source: String::new(),
             types: Vec::new(),
+            prepared: false,
             sender: None,
             free_reported: 0,
             grants_received: 0,
@@ -184,6 +189,7 @@ mod tests {
             source: String::new(),
             types: Vec::new(),
             free_slots: 2,
+            prepared: true,
             sender: (),
         }
     }

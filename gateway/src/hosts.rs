@@ -89,7 +89,8 @@ impl FromStr for PublicUrl {
             return wrong("it must have no user name and no password");
         }
         let host = authority.host();
-        let named = host.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'));
+        let named =
+            host.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'));
         if !named && ipv6(host).is_none() {
             return wrong("its host is neither a name nor an IP address");
         }

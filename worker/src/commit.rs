@@ -6,10 +6,13 @@ use flatbed_proto::convert::Wire;
 use flatbed_proto::status::code_of;
 use flatbed_proto::wire::lease::control_client::ControlClient;
 use flatbed_proto::wire::lease::{CommitRequest, CommitResponse, CommitVerdict, CompleteRequest};
+use flatbed_types::job::JobError;
 use flatbed_types::{Position, caps};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::transport::Channel;
+
+use crate::internal;
 
 /// One try; the coordinator answers when the commit is durable.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -23,6 +26,8 @@ pub(crate) enum Decided {
     Counts(Option<Position>),
     /// It does not, and nothing of this attempt will any more.
     Dropped,
+    /// The coordinator cannot take it, however often it is sent.
+    Impossible(JobError),
 }
 
 /// The two reports.
@@ -55,7 +60,7 @@ pub(crate) async fn deliver(channel: Channel, report: Report, revoked: &Cancella
             }
             Ok(Err(status)) if !code_of(&status).is_retryable() => {
                 tracing::error!(code = %code_of(&status), "the coordinator refuses a report: {}", status.message());
-                return Decided::Dropped;
+                return Decided::Impossible(internal("the coordinator refuses a report"));
             }
             Ok(Err(_)) | Err(_) => {}
         }

@@ -108,6 +108,10 @@ impl Extraction<'_> {
     fn commit(&mut self, segment: Segment, next: Position) -> Result<bool, JobError> {
         let grant = &self.running.grant;
         let (rows, fingerprint) = (segment.rows, segment.fingerprint);
+        // Nothing more is written for a job that is over.
+        if self.running.is_revoked() {
+            return Ok(false);
+        }
         let outputs = segment.seal(self)?;
         let range = KeyRange { lo: self.lo.clone(), hi: next.clone() };
         let commit = CommitRecord {
@@ -135,6 +139,7 @@ impl Extraction<'_> {
                 Ok(true)
             }
             Decided::Dropped => Ok(false),
+            Decided::Impossible(error) => Err(error),
         }
     }
 

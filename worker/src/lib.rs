@@ -103,9 +103,20 @@ pub(crate) fn source_error(error: flatbed_extract::SourceError) -> JobError {
     JobError { code: error.code, message: error.message }
 }
 
-/// An I/O error of scratch files or key lists.
+/// An I/O error of scratch files or key lists. What time cannot mend counts as a failure. The error's own text may
+/// hold paths and addresses: for the log, not for clients.
 pub(crate) fn io_error(doing: &str, error: &std::io::Error) -> JobError {
-    JobError { code: ErrorCode::Unavailable, message: format!("{doing}: {error}") }
+    use std::io::ErrorKind;
+    tracing::warn!(%error, "{doing}");
+    let code = match error.kind() {
+        ErrorKind::InvalidData
+        | ErrorKind::NotFound
+        | ErrorKind::PermissionDenied
+        | ErrorKind::ReadOnlyFilesystem
+        | ErrorKind::UnexpectedEof => ErrorCode::StorageFailed,
+        _ => ErrorCode::Unavailable,
+    };
+    JobError { code, message: format!("failed while {doing}") }
 }
 
 /// An error of the object store. What a retry cannot mend counts as a failure; all else costs time only.

@@ -14,7 +14,7 @@ use flatbed_types::{ErrorCode, Level, Nonce, layout};
 use prost::Message;
 use tokio::runtime::Handle;
 
-use crate::commit::{Report, deliver};
+use crate::commit::{Decided, Report, deliver};
 use crate::extract::OutcomeSink;
 use crate::slot::{Grant, Running};
 use crate::{Context, io_error, random_u64, source_error, upload};
@@ -65,8 +65,7 @@ pub(crate) fn run(context: &Context, runtime: &Handle, running: &Running) -> Res
         roster_len,
         outcomes: each_to_wire(&outcomes),
     };
-    complete(context, runtime, running, complete_request::Result::Plan(plan));
-    Ok(())
+    complete(context, runtime, running, complete_request::Result::Plan(plan))
 }
 
 /// Reports the result of a task that is no extract. Whatever is decided, the attempt is over.
@@ -75,7 +74,7 @@ pub(crate) fn complete(
     runtime: &Handle,
     running: &Running,
     result: complete_request::Result,
-) {
+) -> Result<(), JobError> {
     let grant = &running.grant;
     let request = CompleteRequest {
         job: u128_bytes(grant.job.0),
@@ -85,7 +84,10 @@ pub(crate) fn complete(
         result: Some(result),
     };
     let report = Report::Complete(request);
-    runtime.block_on(deliver(context.channel.clone(), report, &running.revoked));
+    match runtime.block_on(deliver(context.channel.clone(), report, &running.revoked)) {
+        Decided::Counts(_) | Decided::Dropped => Ok(()),
+        Decided::Impossible(error) => Err(error),
+    }
 }
 
 fn write_roster(

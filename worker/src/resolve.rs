@@ -52,8 +52,7 @@ pub(crate) fn run(context: &Context, runtime: &Handle, running: &Running) -> Res
         result.counts = count(context, runtime, &pointer)?;
         result.keys = Some(pointer.to_wire());
     }
-    complete(context, runtime, running, complete_request::Result::Resolve(result));
-    Ok(())
+    complete(context, runtime, running, complete_request::Result::Resolve(result))
 }
 
 fn contained(lists: &[KeyList], key: &[u8]) -> std::io::Result<bool> {

@@ -3,7 +3,7 @@
 //! Attempts outlive a broken connection: they keep reading and retry their commits; the next hello reports them.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use flatbed_extract::source::Progress;
 use flatbed_proto::convert::{Wire, u128_bytes};
 use flatbed_proto::wire::lease::{self as wire, coordinator_message, worker_message};
 use flatbed_types::{AttemptId, ResourceType, caps};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
@@ -23,7 +23,11 @@ use crate::{Context, planning};
 const PROTOCOL: u32 = 1;
 /// Messages to the coordinator that may wait.
 const QUEUE: usize = 256;
+/// How long to wait before a source that could not be prepared is tried again.
+const PREPARE_AGAIN: Duration = Duration::from_secs(30);
 const RECONNECT: Duration = Duration::from_millis(300);
+/// Questions of kick-offs that are looked into at once; more wait.
+const QUESTIONS_AT_ONCE: usize = 2;
 /// How long a drain may take before the process ends all the same.
 const DRAIN_LIMIT: Duration = Duration::from_secs(25);
 
@@ -32,6 +36,9 @@ struct Session {
     drain: CancellationToken,
     running: Mutex<HashMap<AttemptId, Arc<Running>>>,
     types: Mutex<Vec<ResourceType>>,
+    /// Whether the source has been read once: before that, jobs and questions would wait for its preparation.
+    prepared: AtomicBool,
+    questions: Semaphore,
     /// Failures that no connection has taken yet.
     unsent: Mutex<Vec<wire::Failed>>,
     grants_received: AtomicU64,
@@ -45,6 +52,8 @@ pub(crate) async fn run(context: Arc<Context>, drain: CancellationToken) {
         drain,
         running: Mutex::default(),
         types: Mutex::default(),
+        prepared: AtomicBool::new(false),
+        questions: Semaphore::new(QUESTIONS_AT_ONCE),
         unsent: Mutex::default(),
         grants_received: AtomicU64::new(0),
         changed: Notify::new(),
@@ -68,13 +77,26 @@ fn prepare(session: Arc<Session>) {
             tracing::info!("preparing the source: {}", planning::describe(phase, done, total));
         }
     }
-    tokio::task::spawn_blocking(move || match session.context.source.snapshot(&Logged) {
-        Ok(snapshot) => {
-            *lock(&session.types) = snapshot.types();
-            session.changed.notify_one();
+    tokio::spawn(async move {
+        loop {
+            let source = session.context.source.clone();
+            match tokio::task::spawn_blocking(move || source.snapshot(&Logged)).await {
+                Ok(Ok(snapshot)) => {
+                    *lock(&session.types) = snapshot.types();
+                    session.prepared.store(true, Ordering::Release);
+                    return session.changed.notify_one();
+                }
+                // The plan task of the first job says so to whoever asked.
+                Ok(Err(error)) => {
+                    tracing::error!(code = %error.code, "the source cannot be prepared: {error}")
+                }
+                Err(error) => tracing::error!("preparing the source ended unexpectedly: {error}"),
+            }
+            tokio::select! {
+                () = tokio::time::sleep(PREPARE_AGAIN) => {}
+                () = session.drain.cancelled() => return,
+            }
         }
-        // The plan task of the first job says so to whoever asked.
-        Err(error) => tracing::warn!(code = %error.code, "the source cannot be prepared: {error}"),
     });
 }
 
@@ -153,6 +175,7 @@ impl Session {
             source: self.context.source.address(),
             types: self.type_names(),
             running: self.reports(),
+            prepared: self.prepared.load(Ordering::Acquire),
         }
     }
 
@@ -166,7 +189,8 @@ impl Session {
         let free_slots =
             if self.drain.is_cancelled() { 0 } else { self.context.options.slots.saturating_sub(busy) };
         let grants_received = self.grants_received.load(Ordering::Relaxed);
-        wire::Heartbeat { number, running, free_slots, types: self.type_names(), grants_received }
+        let prepared = self.prepared.load(Ordering::Acquire);
+        wire::Heartbeat { number, running, free_slots, types: self.type_names(), grants_received, prepared }
     }
 
     fn reports(&self) -> Vec<wire::AttemptReport> {
@@ -255,6 +279,11 @@ impl Session {
                 Err(_) => return wire::Answer { number: ask.number, ..wire::Answer::default() },
             },
         };
+        if !self.prepared.load(Ordering::Acquire) {
+            return failed("the source is still being prepared; try again".to_owned());
+        }
+        // Never closed, so a permit always comes.
+        let _permit = self.questions.acquire().await;
         let patients: Vec<_> = ask.patients.iter().filter_map(|id| id.parse().ok()).collect();
         let source = self.context.source.clone();
         let looked = move || planning::answer(&source, group.as_ref(), &patients);

@@ -192,6 +192,9 @@ impl BlockRead for ObjectBlocks {
             pause *= 2;
         }
         let last = self.runtime.block_on(self.objects.get_range(&self.path, range));
-        last.map(|bytes| bytes.to_vec()).map_err(io::Error::other)
+        last.map(|bytes| bytes.to_vec()).map_err(|error| match error {
+            object_store::Error::NotFound { .. } => io::Error::new(io::ErrorKind::NotFound, error),
+            other => io::Error::other(other),
+        })
     }
 }

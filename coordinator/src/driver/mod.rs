@@ -18,9 +18,11 @@ use flatbed_proto::wire::{job as job_wire, lease as lease_wire};
 use flatbed_types::job::{JobError, StopKind};
 use flatbed_types::layout::MetaKeys;
 use flatbed_types::task::CommitRecord;
-use flatbed_types::{AttemptId, Epoch, ExportRequest, FhirId, Instant, JobId, SessionId, TaskId, Token};
+use flatbed_types::{
+    AttemptId, Epoch, ErrorCode, ExportRequest, FhirId, Instant, JobId, SessionId, TaskId, Token,
+};
 use object_store::ObjectStore;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::sessions::{AttemptReport, Greeting, Sessions};
 use crate::store::MetaStore;
@@ -33,7 +35,10 @@ pub(crate) const INBOX: usize = 1024;
 const TICK: Duration = Duration::from_millis(500);
 
 /// How long to wait before a claim that failed is tried again.
-const CLAIM_RETRY: Duration = Duration::from_secs(1);
+const CLAIM_RETRY: Duration = Duration::from_secs(5);
+
+/// Jobs that are claimed and loaded at once.
+const CLAIMS_AT_ONCE: usize = 16;
 
 /// Messages that may wait for one worker.
 pub(crate) const SESSION_QUEUE: usize = 256;
@@ -129,6 +134,7 @@ pub(crate) struct Driver {
     jobs: BTreeMap<JobId, Job>,
     /// Jobs that are being claimed.
     claiming: BTreeSet<JobId>,
+    claims: Arc<Semaphore>,
     /// Who asked for a job while it was being claimed.
     parked: Vec<(JobId, Answer<job_wire::JobView>)>,
     sessions: Sessions<CoordinatorSender>,
@@ -150,6 +156,7 @@ impl Driver {
             context,
             jobs: BTreeMap::new(),
             claiming: known.into_iter().collect(),
+            claims: Arc::new(Semaphore::new(CLAIMS_AT_ONCE)),
             parked: Vec::new(),
             sessions,
             replies: HashMap::new(),
@@ -190,13 +197,21 @@ impl Driver {
     fn handle(&mut self, event: Event) {
         match event {
             Event::Created(job) => {
-                self.claiming.insert(job);
-                self.claim(job);
+                if !self.jobs.contains_key(&job) && self.claiming.insert(job) {
+                    self.claim(job);
+                }
             }
             Event::ClaimAgain(job) => self.claim(job),
             Event::Claimed(job, Ok(claimed)) => self.adopt(job, claimed.0, claimed.1),
             Event::Claimed(job, Err(error)) => {
                 tracing::error!(job = %job, %error, "a job cannot be loaded; trying again");
+                let (waiting, parked) =
+                    std::mem::take(&mut self.parked).into_iter().partition(|(j, _)| *j == job);
+                self.parked = parked;
+                for (_, answer) in waiting {
+                    let message = "the job cannot be loaded at the moment; try again".to_owned();
+                    let _ = answer.send(Err(JobError { code: ErrorCode::Unavailable, message }));
+                }
                 let events = self.context.events.clone();
                 tokio::spawn(async move {
                     tokio::time::sleep(CLAIM_RETRY).await;
@@ -248,8 +263,10 @@ impl Driver {
     }
 
     fn claim(&self, job: JobId) {
-        let context = self.context.clone();
+        let (context, claims) = (self.context.clone(), self.claims.clone());
         tokio::spawn(async move {
+            // Never closed, so a permit always comes.
+            let _permit = claims.acquire_owned().await;
             let claimed = records::claim(&context, job).await.map(Box::new);
             let _ = context.events.send(Event::Claimed(job, claimed)).await;
         });
@@ -324,6 +341,7 @@ impl Driver {
         let types = heartbeat.types.iter().filter_map(|name| name.parse().ok()).collect::<Vec<_>>();
         if let Some(session) = self.sessions.get_mut(id) {
             session.reports = reports;
+            session.prepared = heartbeat.prepared;
             if !types.is_empty() {
                 session.types = types;
             }

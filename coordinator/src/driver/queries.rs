@@ -39,6 +39,13 @@ impl Driver {
                 phase = format!("{phase}: {}", report.note);
             }
         }
+        let reads = |pin: &flatbed_types::job::SourcePin| {
+            self.sessions.connected().any(|(_, session)| session.source == pin.source)
+        };
+        let open = !job.durable_record().state.is_terminal();
+        if open && job.durable_record().pin.as_ref().is_some_and(|pin| !reads(pin)) {
+            phase = "waiting for a worker that reads the source of this job".to_owned();
+        }
         let mut view = job_wire::JobView {
             record: Some(job.durable_record().to_wire()),
             committed: Some(progress.committed.to_wire()),
@@ -65,7 +72,7 @@ impl Driver {
         let mut connected = self.sessions.connected().map(|(_, session)| session);
         let first = connected.next();
         job_wire::GetSourceResponse {
-            ready: first.is_some(),
+            ready: self.sessions.connected().any(|(_, session)| session.prepared),
             source: first.map(|session| session.source.clone()).unwrap_or_default(),
             types: first.iter().flat_map(|s| &s.types).map(|kind| kind.name().to_owned()).collect(),
             workers: self.sessions.connected().count() as u32,

@@ -6,7 +6,7 @@
 //! process that has it open.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -29,7 +29,14 @@ struct State {
     revision: Revision,
     /// What each of the last transactions replaced.
     undo: VecDeque<Effects>,
-    file: Option<Database>,
+    file: Option<StateFile>,
+}
+
+/// The file, and whether it must be opened again before it is used.
+struct StateFile {
+    path: PathBuf,
+    /// `None` after an error: the library then refuses everything until the file is opened anew.
+    database: Option<Database>,
 }
 
 /// See the module.
@@ -46,32 +53,12 @@ impl LocalStore {
 
     /// A store in a file, created if need be.
     pub fn redb(path: &Path) -> Result<LocalStore, StoreError> {
-        let failed = |error: redb::Error| match error {
-            redb::Error::DatabaseAlreadyOpen => {
-                StoreError::NotApplied(format!("{}: in use by another process", path.display()))
-            }
-            other => StoreError::NotApplied(format!("{}: {other}", path.display())),
-        };
-        let open = || -> Result<(Database, Map, Revision), redb::Error> {
-            let file = Database::create(path)?;
-            let begin = file.begin_write()?;
-            begin.open_table(ENTRIES)?;
-            begin.open_table(REVISION)?;
-            begin.commit()?;
-            let read = file.begin_read()?;
-            let mut map = Map::new();
-            for entry in read.open_table(ENTRIES)?.iter()? {
-                let (key, value) = entry?;
-                map.insert(key.value().to_vec(), value.value().to_vec());
-            }
-            let revision = read.open_table(REVISION)?.get(())?.map_or(0, |revision| revision.value());
-            Ok((file, map, revision))
-        };
-        let (file, map, revision) = open().map_err(failed)?;
+        let (database, map, revision) = open_file(path)?;
+        let file = StateFile { path: path.to_path_buf(), database: Some(database) };
         Ok(LocalStore::with(map, revision, Some(file)))
     }
 
-    fn with(map: Map, revision: Revision, file: Option<Database>) -> LocalStore {
+    fn with(map: Map, revision: Revision, file: Option<StateFile>) -> LocalStore {
         let state = State { map, revision, undo: VecDeque::new(), file };
         LocalStore { state: Arc::new(Mutex::new(state)) }
     }
@@ -103,7 +90,18 @@ impl State {
         effects
     }
 
+    /// Opens the file again after an error, and goes on from what it really holds.
+    fn recover(&mut self) -> Result<(), StoreError> {
+        let Some(file) = self.file.as_mut().filter(|file| file.database.is_none()) else { return Ok(()) };
+        let (database, map, revision) = open_file(&file.path)?;
+        file.database = Some(database);
+        (self.map, self.revision) = (map, revision);
+        self.undo.clear();
+        Ok(())
+    }
+
     fn txn(&mut self, transaction: Transaction) -> Result<Outcome, StoreError> {
+        self.recover()?;
         if !transaction.compares.iter().all(|compare| self.holds(compare)) {
             let read = |key: &Vec<u8>| self.map.get(key).cloned();
             return Ok(Outcome::NotApplied(transaction.reads.iter().map(read).collect()));
@@ -112,8 +110,12 @@ impl State {
         if effects.is_empty() {
             return Ok(Outcome::Applied(self.revision));
         }
-        if let Some(file) = &self.file {
-            persist(file, &effects, self.revision + 1)?;
+        if let Some(file) = &mut self.file
+            && let Some(database) = &file.database
+            && let Err(error) = persist(database, &effects, self.revision + 1)
+        {
+            file.database = None;
+            return Err(error);
         }
         let mut replaced = Effects::new();
         for (key, value) in effects {
@@ -156,6 +158,30 @@ fn starting_with<'a, V>(
     prefix: &'a [u8],
 ) -> impl Iterator<Item = (&'a Vec<u8>, &'a V)> {
     map.range(prefix.to_vec()..).take_while(move |(key, _)| key.starts_with(prefix))
+}
+
+fn open_file(path: &Path) -> Result<(Database, Map, Revision), StoreError> {
+    let open = || -> Result<(Database, Map, Revision), redb::Error> {
+        let file = Database::create(path)?;
+        let begin = file.begin_write()?;
+        begin.open_table(ENTRIES)?;
+        begin.open_table(REVISION)?;
+        begin.commit()?;
+        let read = file.begin_read()?;
+        let mut map = Map::new();
+        for entry in read.open_table(ENTRIES)?.iter()? {
+            let (key, value) = entry?;
+            map.insert(key.value().to_vec(), value.value().to_vec());
+        }
+        let revision = read.open_table(REVISION)?.get(())?.map_or(0, |revision| revision.value());
+        Ok((file, map, revision))
+    };
+    open().map_err(|error| match error {
+        redb::Error::DatabaseAlreadyOpen => {
+            StoreError::NotApplied(format!("{}: in use by another process", path.display()))
+        }
+        other => StoreError::NotApplied(format!("{}: {other}", path.display())),
+    })
 }
 
 /// All or nothing, on disk when it returns. An error of the commit itself leaves open whether it is.

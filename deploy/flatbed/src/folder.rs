@@ -8,6 +8,30 @@ use std::path::Path;
 use anyhow::{Context, bail};
 use serde_json::Value;
 
+use crate::cli::Failure;
+
+/// Makes a folder with those above it that are missing. What is made is for its owner only, since it will hold
+/// patient data; the rights of a folder that is there stay as they are.
+pub fn make_private(folder: &Path) -> anyhow::Result<()> {
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(folder).with_context(|| format!("cannot create the folder {}", folder.display()))
+}
+
+/// That a folder from the command line cannot be used is a mistake of usage.
+pub fn unusable(error: anyhow::Error) -> Failure {
+    Failure::usage(format!("{error:#}"))
+}
+
+/// Whether a path is in a folder or is it, also by way of links. What does not exist yet is where its nearest
+/// existing ancestor is.
+pub fn is_inside(path: &Path, folder: &Path) -> bool {
+    let Ok(folder) = folder.canonicalize() else { return false };
+    path.ancestors().find_map(|each| each.canonicalize().ok()).is_some_and(|real| real.starts_with(&folder))
+}
+
 /// Makes the folder and its hidden work folder. Refuses a folder that is complete.
 pub fn prepare(folder: &Path, work: &str) -> anyhow::Result<()> {
     if folder.join("manifest.json").exists() && !folder.join(work).exists() {
@@ -16,8 +40,7 @@ pub fn prepare(folder: &Path, work: &str) -> anyhow::Result<()> {
     if !folder.join(work).exists() {
         require_only(folder, work)?;
     }
-    fs::create_dir_all(folder.join(work))
-        .with_context(|| format!("cannot create the folder {}", folder.display()))
+    make_private(&folder.join(work))
 }
 
 /// Refuses a folder that holds anything but the work folder: nothing of somebody else is ever mixed with a
@@ -94,5 +117,33 @@ mod tests {
         fs::write(other.join("notes.txt"), "mine").unwrap();
         assert!(prepare(&other, ".work").unwrap_err().to_string().contains("notes.txt"));
         assert!(!other.join(".work").exists());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_is_made_is_for_its_owner_only() {
+        use std::os::unix::fs::PermissionsExt;
+        let root = tempfile::tempdir().unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let shared = root.path().join("shared");
+        fs::create_dir(&shared).unwrap();
+        fs::set_permissions(&shared, fs::Permissions::from_mode(0o755)).unwrap();
+        prepare(&shared.join("a/b"), ".work").unwrap();
+        for (path, expected) in [("", 0o755), ("a", 0o700), ("a/b", 0o700), ("a/b/.work", 0o700)] {
+            assert_eq!(mode(&shared.join(path)), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn folders_inside_others_are_found_before_they_exist() {
+        let root = tempfile::tempdir().unwrap();
+        let lake = root.path().join("lake");
+        fs::create_dir(&lake).unwrap();
+        for (path, inside) in
+            [("lake", true), ("lake/x/y", true), ("lake2", false), ("out/lake", false), ("", false)]
+        {
+            assert_eq!(is_inside(&root.path().join(path), &lake), inside, "{path}");
+        }
+        assert!(!is_inside(root.path(), &root.path().join("none")));
     }
 }

@@ -6,6 +6,7 @@
 pub mod cli;
 mod commands;
 pub mod display;
+mod edge;
 pub mod embedded;
 pub mod folder;
 pub mod options;

@@ -1,10 +1,12 @@
 //! Options that several commands share, and what they mean.
 
 use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::Args;
+use flatbed_chassis::quantity::InvalidQuantity;
 use flatbed_chassis::ByteSize;
 use flatbed_gateway::fhir::Issue;
 use flatbed_gateway::kickoff;
@@ -221,7 +223,7 @@ pub struct SourceTuning {
     pub index: Option<String>,
 
     /// Longest line that is read; longer ones are reported.
-    #[arg(long, value_name = "SIZE", default_value_t = ByteSize(caps::DEFAULT_MAX_LINE))]
+    #[arg(long, value_name = "SIZE", default_value_t = ByteSize(caps::DEFAULT_MAX_LINE), value_parser = max_line)]
     pub max_line: ByteSize,
 
     /// Count only members of the R4 Patient compartment as a patient's, so not devices (Device.patient).
@@ -238,8 +240,43 @@ pub struct WrittenArgs {
     pub compress: Codec,
 
     /// Size at which a file is large enough, before compression.
-    #[arg(long, value_name = "SIZE", default_value_t = ByteSize(caps::DEFAULT_TARGET_FILE_SIZE))]
+    #[arg(long, value_name = "SIZE", default_value_t = ByteSize(caps::DEFAULT_TARGET_FILE_SIZE), value_parser = target_file_size)]
     pub target_file_size: ByteSize,
+}
+
+/// Most tasks at once in one process: each holds buffers and, while it writes, open files.
+const MAX_SLOTS: u32 = 1_024;
+/// Smallest `--max-line`: shorter ones would refuse ordinary resources.
+const MIN_MAX_LINE: ByteSize = ByteSize(1 << 10);
+/// Smallest `--target-file-size`: shorter files cost more to store and to ask for than to fill.
+const MIN_TARGET_FILE_SIZE: ByteSize = ByteSize(1 << 20);
+
+/// Reads `--slots`.
+pub fn slots_range() -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1..=i64::from(MAX_SLOTS))
+}
+
+fn max_line(text: &str) -> Result<ByteSize, String> {
+    at_least(MIN_MAX_LINE, text)
+}
+
+fn target_file_size(text: &str) -> Result<ByteSize, String> {
+    at_least(MIN_TARGET_FILE_SIZE, text)
+}
+
+fn at_least(least: ByteSize, text: &str) -> Result<ByteSize, String> {
+    let size: ByteSize = text.parse().map_err(|error: InvalidQuantity| error.to_string())?;
+    if size < least { Err(format!("the smallest is {least}")) } else { Ok(size) }
+}
+
+/// Reads an address to listen on. Names other than `localhost` are not looked up: what they mean may change, and
+/// with it who can reach the service.
+pub fn listen_address(text: &str) -> Result<SocketAddr, String> {
+    let local = text.strip_prefix("localhost:").and_then(|port| port.parse().ok());
+    let local = local.map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+    local.or_else(|| text.parse().ok()).ok_or_else(|| {
+        "expected an IP address and a port, like 127.0.0.1:8080 or [::1]:8080, or localhost:8080".to_owned()
+    })
 }
 
 /// One slot for each core unless told otherwise.
@@ -320,6 +357,19 @@ mod tests {
         ] {
             let Err(Failure::Usage(text)) = query(args).request(now()) else { panic!("{args:?} accepted") };
             assert!(text.contains(named), "{args:?}: {text}");
+        }
+    }
+
+    #[test]
+    fn sizes_and_addresses_are_held_to_their_ranges() {
+        assert_eq!(target_file_size("1MiB"), Ok(ByteSize(1 << 20)));
+        assert_eq!(target_file_size("1048575"), Err("the smallest is 1MiB".to_owned()));
+        assert_eq!(max_line("1023"), Err("the smallest is 1KiB".to_owned()));
+        assert!(max_line("long").unwrap_err().contains("not a size"));
+        assert_eq!(listen_address("localhost:80"), Ok("127.0.0.1:80".parse().unwrap()));
+        assert_eq!(listen_address("[::1]:80"), Ok("[::1]:80".parse().unwrap()));
+        for wrong in ["", "80", "localhost", "localhost:x", "ehr.example:80", "127.0.0.1"] {
+            assert!(listen_address(wrong).unwrap_err().contains("IP address"), "{wrong}");
         }
     }
 

@@ -10,10 +10,11 @@ use flatbed_types::Instant;
 use object_store::ObjectStore;
 use object_store::local::LocalFileSystem;
 
+use crate::folder;
+
 /// An object store in a local folder, which is made.
 pub fn local_store(folder: &Path) -> anyhow::Result<LocalFileSystem> {
-    std::fs::create_dir_all(folder)
-        .with_context(|| format!("cannot create the folder {}", folder.display()))?;
+    folder::make_private(folder)?;
     let store = LocalFileSystem::new_with_prefix(folder);
     let store = store.with_context(|| format!("cannot use the folder {}", folder.display()))?;
     // A deleted job leaves no empty folders.
@@ -87,8 +88,7 @@ impl DataFolder {
     /// Makes and locks a folder. The lock goes with the process, however it ends.
     pub fn claim(path: &Path) -> anyhow::Result<Claim> {
         let path = std::path::absolute(path)?;
-        std::fs::create_dir_all(&path)
-            .with_context(|| format!("cannot create the folder {}", path.display()))?;
+        folder::make_private(&path)?;
         let file = path.join("lock");
         let lock = OpenOptions::new().create(true).truncate(false).write(true).open(&file);
         let lock = lock.with_context(|| format!("cannot write to the folder {}", path.display()))?;
@@ -114,8 +114,7 @@ impl DataFolder {
     /// A folder in it, made.
     pub fn subfolder(&self, name: &str) -> anyhow::Result<PathBuf> {
         let folder = self.path.join(name);
-        std::fs::create_dir_all(&folder)
-            .with_context(|| format!("cannot create the folder {}", folder.display()))?;
+        folder::make_private(&folder)?;
         Ok(folder)
     }
 }

@@ -1,9 +1,10 @@
 //! Metadata and the page for people: rows MD.
 
+use flatbed_gateway::{GatewayOptions, HostPolicy};
 use flatbed_proto::wire::job::GetSourceResponse;
 use flatbed_types::{ErrorCode, ResourceType};
 
-use crate::support::{Answer, World};
+use crate::support::{Answer, World, options};
 
 fn types(answer: &Answer) -> Vec<String> {
     let json = answer.json();

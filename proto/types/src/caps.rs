@@ -65,6 +65,9 @@ pub const ABANDON_MILLIS: u64 = 600_000;
 /// How long a kick-off waits for a worker's answer about a Group or a patient (`decisions.md` 7).
 pub const ASK_MILLIS: u64 = 5_000;
 
+/// How long an idempotency key repeats its job (`coordination.md` 3.2).
+pub const IDEMPOTENCY_MILLIS: u64 = 24 * 3_600_000;
+
 /// How long finished files stay unless `--retention` says otherwise.
 pub const DEFAULT_RETENTION_MILLIS: u64 = 24 * 3_600_000;
 

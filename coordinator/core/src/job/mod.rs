@@ -340,9 +340,8 @@ impl Job {
             out.extend(effects);
             return;
         }
-        let records =
-            ops.iter().filter_map(|op| if let Op::PutJob(record) = op { Some(record) } else { None });
-        let record = records.last().cloned();
+        let put = |op: &Op| if let Op::PutJob(record) = op { Some(record.clone()) } else { None };
+        let record = ops.iter().rev().find_map(put);
         self.in_flight = Some(InFlight { effects, record });
         out.push(Output::Propose(Txn { epoch: self.ledger.epoch, seq: self.seq, ops, unless_stopped }));
     }

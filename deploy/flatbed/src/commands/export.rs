@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::cli::Failure;
 use crate::display::{self, Progress, Reached, data, note};
 use crate::embedded::{Embedded, EmbeddedOptions};
-use crate::options::{Format, QueryOptions, SourceArgs, WrittenArgs, absolute, slots_or_cores};
+use crate::options::{Format, QueryOptions, SourceArgs, WrittenArgs, absolute, slots_or_cores, slots_range};
 use crate::places::{self, Claim, DataFolder};
 use crate::remote::{JobView, JobsApi};
 use crate::result::{self, PlacedFile};
@@ -54,7 +54,7 @@ pub struct ExportArgs {
     pub written: WrittenArgs,
 
     /// Tasks at once [default: number of cores].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = slots_range())]
     pub slots: Option<u32>,
 
     /// Form of the summary on standard output: text or json.
@@ -67,6 +67,7 @@ pub async fn run(args: ExportArgs) -> Result<(), Failure> {
     let request = args.query.request(places::now())?;
     let cancel = signals::shutdown_token().context("cannot listen to signals")?;
     let out = absolute(&args.out)?;
+    outside_the_source(&out, &args.source.source)?;
     let work = claim(&out)?;
     let began = Instant::now();
     let done = Box::pin(export(&args, &request, &out, &work, cancel)).await;
@@ -79,12 +80,21 @@ pub async fn run(args: ExportArgs) -> Result<(), Failure> {
     report(&args, &out, &manifest, &files, began.elapsed())
 }
 
+/// A result inside its own source would be read by the next export.
+fn outside_the_source(out: &Path, source: &str) -> Result<(), Failure> {
+    let path = source.strip_prefix("file:").map_or(source, |rest| rest.strip_prefix("//").unwrap_or(rest));
+    if folder::is_inside(out, Path::new(path)) {
+        let text = "--out is inside the source, where the next export would read it; name a folder outside";
+        return Err(Failure::usage(text));
+    }
+    Ok(())
+}
+
 /// Makes the work folder ours and empties what an earlier run left.
 fn claim(out: &Path) -> Result<DataFolder, Failure> {
-    let usage = |error: anyhow::Error| Failure::usage(format!("{error:#}"));
     let work = out.join(WORK);
-    folder::prepare(out, WORK).map_err(usage)?;
-    let Claim::Ours(claimed) = DataFolder::claim(&work)? else {
+    folder::prepare(out, WORK).map_err(folder::unusable)?;
+    let Claim::Ours(claimed) = DataFolder::claim(&work).map_err(folder::unusable)? else {
         return Err(Failure::usage(format!("another export is at work in {}", out.display())));
     };
     if out.join("manifest.json").exists() {
@@ -96,7 +106,7 @@ fn claim(out: &Path) -> Result<DataFolder, Failure> {
         )));
     }
     result::undo_placing(out, &work)?;
-    folder::require_only(out, WORK).map_err(usage)?;
+    folder::require_only(out, WORK).map_err(folder::unusable)?;
     for name in ["objects", "scratch", "data"] {
         folder::remove_tree(&work.join(name))?;
     }
@@ -298,18 +308,29 @@ fn report(
         format!(", {}/s, {} resources/s", display::bytes(speed), display::count(resources))
     });
     note(format_args!(
-        "{} resources, {} in {}{speed}; transaction time {}; in {}",
+        "{} resources, {} in {}{speed}; transaction time {}; in {}{}",
         display::count(resources),
         display::bytes(raw),
         display::duration(elapsed),
         manifest.transaction_time,
-        out.display()
+        out.display(),
+        problems(files)
     ));
-    let issues: u64 = of_kind(files, OutputKind::Outcome).map(|file| file.lines).sum();
-    if issues > 0 {
-        note(format_args!("{} issues are listed in the OperationOutcome files", display::count(issues)));
-    }
     Ok(())
+}
+
+/// What the summary says of resources that were rejected: how many problems there are, and where they are told.
+fn problems(files: &[PlacedFile]) -> String {
+    let outcomes: Vec<&PlacedFile> = of_kind(files, OutputKind::Outcome).collect();
+    let lines: u64 = outcomes.iter().map(|file| file.lines).sum();
+    match outcomes.first() {
+        Some(first) if lines > 0 => {
+            let many = if lines == 1 { "problem" } else { "problems" };
+            let more = if outcomes.len() > 1 { " and following" } else { "" };
+            format!("; {} {many}, see {}{more}", display::count(lines), first.name)
+        }
+        _ => String::new(),
+    }
 }
 
 fn of_kind(files: &[PlacedFile], kind: OutputKind) -> impl Iterator<Item = &PlacedFile> {

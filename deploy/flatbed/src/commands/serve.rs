@@ -15,13 +15,12 @@ use flatbed_chassis::admin::{self, Probe};
 use flatbed_chassis::metrics::{MetricKind, MetricsPage};
 use flatbed_chassis::{HumanDuration, signals};
 use flatbed_coordinator::CoordinatorOptions;
-use flatbed_gateway::{Gateway, GatewayOptions};
+use flatbed_gateway::{Gateway, GatewayOptions, HostPolicy, PublicUrl};
 use flatbed_proto::wire::job::jobs_client::JobsClient;
 use flatbed_types::caps;
 use flatbed_worker::WorkerOptions;
 use object_store::ObjectStore;
 use tokio::net::TcpListener;
-use tokio::task::JoinHandle;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
@@ -30,10 +29,10 @@ use tonic::transport::Server;
 use crate::cli::Failure;
 use crate::display::note;
 use crate::embedded::{Embedded, EmbeddedOptions};
-use crate::options::{SourceArgs, WrittenArgs, absolute, slots_or_cores};
+use crate::options::{SourceArgs, WrittenArgs, absolute, listen_address, slots_or_cores, slots_range};
 use crate::places::{self, Claim, DataFolder};
 use crate::remote::JobsApi;
-use crate::{commands, sources};
+use crate::{commands, edge, folder, sources};
 
 /// The worker of a service in one process. Stable, so that a restarted worker is the same one.
 const WORKER: &str = "wrk_local";
@@ -63,13 +62,13 @@ pub struct ServeArgs {
     #[arg(long, value_name = "DIR", default_value = "./flatbed-data")]
     pub data_dir: PathBuf,
 
-    /// Public HTTP address.
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
+    /// Public HTTP address: an IP address and a port, or localhost and a port.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080", value_parser = listen_address)]
     pub listen: SocketAddr,
 
     /// What clients see; the FHIR base is <URL>/fhir [default: http:// and the address].
     #[arg(long, value_name = "URL")]
-    pub public_url: Option<String>,
+    pub public_url: Option<PublicUrl>,
 
     /// Where output goes: a folder or file:// [default: inside the data folder].
     #[arg(long, value_name = "URI")]
@@ -79,7 +78,7 @@ pub struct ServeArgs {
     pub written: WrittenArgs,
 
     /// Tasks at once [default: number of cores].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = slots_range())]
     pub slots: Option<u32>,
 
     /// Who may use the service.
@@ -107,11 +106,11 @@ pub struct ServeArgs {
     pub task_lease_ttl: HumanDuration,
 
     /// Operators' HTTP address: /livez, /readyz, /metrics [default: off].
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_parser = listen_address)]
     pub admin_listen: Option<SocketAddr>,
 
     /// gRPC address, for `flatbed jobs` [default: off].
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_parser = listen_address)]
     pub rpc_listen: Option<SocketAddr>,
 
     /// Allow --rpc-listen without TLS on an address that others can reach.
@@ -124,7 +123,7 @@ pub async fn run(args: ServeArgs) -> Result<(), Failure> {
     check(&args)?;
     let stop = signals::shutdown_token().context("cannot listen to signals")?;
     let data_dir = absolute(&args.data_dir)?;
-    let Claim::Ours(folder) = DataFolder::claim(&data_dir)? else {
+    let Claim::Ours(data) = DataFolder::claim(&data_dir).map_err(folder::unusable)? else {
         return Err(anyhow!(
             "another flatbed serve uses {}; stop it or name another --data-dir",
             data_dir.display()
@@ -133,20 +132,23 @@ pub async fn run(args: ServeArgs) -> Result<(), Failure> {
     };
     let listener = bind(args.listen, "--listen").await?;
     let bound = listener.local_addr().context("cannot tell the address")?;
-    let public_url = args.public_url.clone().unwrap_or_else(|| format!("http://{bound}"));
-    let public_url = public_url.trim_end_matches('/').to_owned();
-    let objects = objects(&args, &folder)?;
-    let cluster = Box::pin(start(&args, &folder, objects.clone())).await?;
+    let public_url = match &args.public_url {
+        Some(url) => url.clone(),
+        None => format!("http://{bound}").parse().context("the address makes no URL; give --public-url")?,
+    };
+    let objects = objects(&args, &data)?;
+    let cluster = Box::pin(start(&args, &data, objects.clone())).await?;
 
     let options = GatewayOptions {
         public_url: public_url.clone(),
+        hosts: if args.allow_open { HostPolicy::Any } else { HostPolicy::LocalOrPublic },
         lenient_headers: args.lenient_headers,
         require_token: false,
     };
     let jobs = JobsClient::new(cluster.channel());
     let router = Gateway::new(jobs, objects, options, Arc::new(places::now)).router();
     let edges_stop = CancellationToken::new();
-    let gateway = serve_http(listener, router, edges_stop.clone());
+    let gateway = edge::serve(listener, router, edges_stop.clone());
     if let Some(address) = args.rpc_listen {
         serve_rpc(address, cluster.routes(), edges_stop.clone()).await?;
     }
@@ -156,7 +158,7 @@ pub async fn run(args: ServeArgs) -> Result<(), Failure> {
         let bound = bound.with_context(|| format!("cannot listen on --admin-listen {address}"))?;
         tracing::info!(address = %bound, "operators' HTTP server");
     }
-    note(welcome(&public_url, &data_dir.display().to_string()));
+    note(welcome(public_url.as_str(), &data_dir.display().to_string()));
 
     stop.cancelled().await;
     edges_stop.cancel();
@@ -199,15 +201,15 @@ async fn bind(address: SocketAddr, option: &str) -> Result<TcpListener, Failure>
     Ok(bound.with_context(|| format!("cannot listen on {option} {address}"))?)
 }
 
-fn objects(args: &ServeArgs, folder: &DataFolder) -> Result<Arc<dyn ObjectStore>, Failure> {
+fn objects(args: &ServeArgs, data: &DataFolder) -> Result<Arc<dyn ObjectStore>, Failure> {
     let (path, shared) = match &args.output {
         Some(uri) => {
             (places::output_folder(uri).map_err(|error| Failure::usage(format!("{error:#}")))?, true)
         }
-        None => (folder.subfolder("objects")?, false),
+        None => (data.subfolder("objects")?, false),
     };
     // A commit is durable only when its objects are.
-    let store = places::local_store(&path)?.with_fsync(true);
+    let store = places::local_store(&path).map_err(folder::unusable)?.with_fsync(true);
     let age = if shared { SHARED_STAGING_AGE } else { Duration::ZERO };
     match places::sweep_staging(&path, age) {
         Ok(0) => {}
@@ -219,16 +221,16 @@ fn objects(args: &ServeArgs, folder: &DataFolder) -> Result<Arc<dyn ObjectStore>
 
 async fn start(
     args: &ServeArgs,
-    folder: &DataFolder,
+    data: &DataFolder,
     objects: Arc<dyn ObjectStore>,
 ) -> Result<Embedded, Failure> {
     let slots = slots_or_cores(args.slots);
     // What a worker had in its scratch folder when it was killed is of no use to the next one.
-    crate::folder::remove_tree(&folder.path().join("scratch"))?;
-    let scratch = folder.subfolder("scratch")?;
+    folder::remove_tree(&data.path().join("scratch"))?;
+    let scratch = data.subfolder("scratch")?;
     let source =
-        sources::open(&args.source, slots, folder.path(), scratch.clone(), preparation_log()).await?;
-    let state = flatbed_coordinator::store::open(&folder.state()).await.context("cannot open the state")?;
+        sources::open(&args.source, slots, data.path(), scratch.clone(), preparation_log()).await?;
+    let state = flatbed_coordinator::store::open(&data.state()).await.context("cannot open the state")?;
     let coordinator = CoordinatorOptions {
         codec: args.written.compress,
         target_file_size: args.written.target_file_size.0,
@@ -269,15 +271,6 @@ fn preparation_log() -> sources::Listener {
         if due {
             *last = Some((Instant::now(), kind));
             tracing::info!(phase = text, "preparing the source");
-        }
-    })
-}
-
-fn serve_http(listener: TcpListener, router: axum::Router, stop: CancellationToken) -> JoinHandle<()> {
-    tokio::spawn(async move {
-        let server = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned());
-        if let Err(error) = server.await {
-            tracing::error!(%error, "the public HTTP server ended");
         }
     })
 }
@@ -378,5 +371,8 @@ mod tests {
         assert!(checked(&["--rpc-listen", "0.0.0.0:7070"]).unwrap_err().contains("--allow-plain-rpc"));
         assert_eq!(checked(&["--rpc-listen", "0.0.0.0:7070", "--allow-plain-rpc"]), Ok(()));
         assert_eq!(checked(&["--rpc-listen", "127.0.0.1:7070", "--retention", "2d"]), Ok(()));
+        assert_eq!(checked(&["--listen", "localhost:8080", "--public-url", "https://ehr.example/a"]), Ok(()));
+        assert!(checked(&["--public-url", "https://ehr.example/{a}"]).unwrap_err().contains("its path"));
+        assert!(checked(&["--slots", "0"]).unwrap_err().contains("1..=1024"));
     }
 }

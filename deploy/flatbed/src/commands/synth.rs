@@ -63,11 +63,10 @@ struct Written {
 /// Runs the command.
 pub async fn run(args: SynthArgs) -> Result<(), Failure> {
     let out = absolute(&args.out)?;
-    let usage = |error: anyhow::Error| Failure::usage(format!("{error:#}"));
-    folder::require_only(&out, WORK).map_err(usage)?;
+    folder::require_only(&out, WORK).map_err(folder::unusable)?;
     let work = out.join(WORK);
     folder::remove_tree(&work)?;
-    folder::prepare(&out, WORK).map_err(usage)?;
+    folder::prepare(&out, WORK).map_err(folder::unusable)?;
     let source = SourceArgs {
         source: format!("synthetic:patients={},seed={}", args.patients, args.seed),
         tuning: SourceTuning {

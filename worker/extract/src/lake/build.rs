@@ -16,7 +16,7 @@ use flatbed_types::{Instant, ResourceType};
 use super::catalog::{
     FileEntry, Generation, LaneEntry, Settings, by_path, lane_file_name, problems_file_name,
 };
-use super::collect::{Collected, Collector, Reading, push_problem};
+use super::collect::{Collected, Collector, Outcome, Reading, push_problem};
 use super::disk::disk_error;
 use super::duplicates::{Conflict, Losers, resolve};
 use super::list::{Listed, Listing, Place, Stamp};
@@ -45,6 +45,8 @@ pub(super) struct Build<'a> {
     /// The newest generation with the same settings.
     pub(super) base: Option<&'a Generation>,
     pub(super) number: u64,
+    /// Makes the names of its files its own ([`super::catalog::new_mark`]).
+    pub(super) mark: u64,
     pub(super) time: Instant,
     pub(super) progress: &'a dyn Progress,
 }
@@ -67,8 +69,7 @@ impl Build<'_> {
         let known = self.base.map(|base| by_path(&base.files)).unwrap_or_default();
         let unchanged = |listed: &Listed| {
             let entry = known.get(listed.path.as_str())?;
-            let same = entry.size == listed.stamp.size && entry.modified == listed.stamp.modified.nanos();
-            (same && !entry.unread).then_some(*entry)
+            (entry.is_of(listed) && !entry.unread).then_some(*entry)
         };
         let listed = &self.listing.files;
         let kept: Vec<Option<&FileEntry>> = listed.iter().map(unchanged).collect();
@@ -174,19 +175,20 @@ impl Build<'_> {
                 Err(error) => {
                     let message = format!("cannot be read: {error}");
                     collector.file_problem(listed, unit, &message).map_err(|error| disk_error(&error))?;
-                    self.enter(files, index, listed.stamp, BTreeSet::new(), true);
+                    let outcome = Outcome { types: BTreeSet::new(), content: 0, unread: true };
+                    self.enter(files, index, listed.stamp, outcome);
                     return Ok(());
                 }
             };
             let reading = Reading { listed, file, unit, modified: stamp.modified, only };
-            let types = collector
+            let outcome = collector
                 .read(reading, files.read.clone(), &|| self.tell(files))
                 .map_err(|error| disk_error(&error))?;
             let after = std::fs::metadata(&path).map(|metadata| Stamp::of(&metadata));
             let same = after.is_ok_and(|after| after == stamp);
             if same && (only.is_none() || stamp == listed.stamp) {
                 if only.is_none() {
-                    self.enter(files, index, stamp, types, false);
+                    self.enter(files, index, stamp, outcome);
                 }
                 return Ok(());
             }
@@ -199,13 +201,15 @@ impl Build<'_> {
         Err(changed(listed))
     }
 
-    fn enter(&self, files: &Files, index: usize, stamp: Stamp, types: BTreeSet<ResourceType>, unread: bool) {
+    fn enter(&self, files: &Files, index: usize, stamp: Stamp, outcome: Outcome) {
         let entry = FileEntry {
             path: self.listing.files[index].path.clone(),
             size: stamp.size,
             modified: stamp.modified.nanos(),
-            types: types.iter().map(|held| held.name().to_owned()).collect(),
-            unread,
+            ctime: stamp.ctime,
+            content: format!("{:032x}", outcome.content),
+            types: outcome.types.iter().map(|held| held.name().to_owned()).collect(),
+            unread: outcome.unread,
         };
         *files.entries[index].lock().unwrap_or_else(PoisonError::into_inner) = Some(entry);
     }
@@ -242,12 +246,12 @@ impl Build<'_> {
         let losers = self.duplicates(identities, &dead, &mut more).map_err(disk)?;
         self.carry_over(redone, kept_paths, &mut more)?;
         problems.push(more.finish().map_err(disk)?);
-        let problems_name = problems_file_name(self.number);
+        let problems_name = problems_file_name(self.number, self.mark);
         write_problems(problems, &dead, &self.folder.join(&problems_name)).map_err(disk)?;
 
         let rows = Merged::new(rows).map_err(disk)?;
         let sources = Sources { rows, spools: &spools, losers: &losers, dead: &dead, bytes };
-        let name = |lane| lane_file_name(self.number, lane);
+        let name = |lane| lane_file_name(self.number, self.mark, lane);
         let ordered = write_lanes(sources, self.folder, &name, self.threads, self.progress).map_err(disk)?;
         let mut lanes: Vec<LaneEntry> =
             ordered.lanes.into_iter().map(|(lane, file)| LaneEntry::new(lane, file)).collect();

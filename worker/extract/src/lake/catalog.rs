@@ -13,13 +13,17 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::disk::replace;
-use super::list::Listing;
+use super::list::{Listed, Listing};
 use crate::source::SourceError;
 
 /// Version of all formats of an index. Another one is built anew.
-const FORMAT: u32 = 2;
-/// Generations kept for the tasks of plans that were made from them.
-pub(super) const KEPT: usize = 3;
+const FORMAT: u32 = 3;
+/// Generations kept for the tasks of plans that were made from them. They share lanes that did not change.
+pub(super) const KEPT: usize = 16;
+/// Generations kept whatever their number of files.
+pub(super) const LEAST_KEPT: usize = 3;
+/// Files that the generations of a catalogue may name together: it is read whole, some 200 bytes each.
+const KEPT_FILES: usize = 200_000;
 const CATALOG: &str = "catalog.json";
 const LOCK: &str = "lock";
 
@@ -37,14 +41,27 @@ pub(super) struct FileEntry {
     pub(super) size: u64,
     /// Nanoseconds since 1970.
     pub(super) modified: i64,
+    /// See [`super::list::Stamp`]. Tells that the file changed but not what it is: two copies of a file differ.
+    pub(super) ctime: i64,
+    /// Hash of its bytes as they stand on disk, in hexadecimal.
+    pub(super) content: String,
     /// Types of which it holds rows.
     pub(super) types: Vec<String>,
-    /// It could not be opened.
+    /// It could not be opened, or not be read to its end: to be tried again.
     #[serde(default)]
     pub(super) unread: bool,
 }
 
 impl FileEntry {
+    /// Whether the file is as it was when it was read.
+    pub(super) fn is_of(&self, listed: &Listed) -> bool {
+        let stamp = &listed.stamp;
+        self.path == listed.path
+            && self.size == stamp.size
+            && self.modified == stamp.modified.nanos()
+            && self.ctime == stamp.ctime
+    }
+
     pub(super) fn types(&self) -> impl Iterator<Item = ResourceType> + '_ {
         self.types.iter().filter_map(|name| name.parse().ok())
     }
@@ -98,14 +115,17 @@ impl Generation {
         self.settings == settings
             && self.obstacles == listing.obstacles
             && self.files.len() == listing.files.len()
-            && self.files.iter().zip(&listing.files).all(|(entry, listed)| {
-                entry.path == listed.path
-                    && entry.size == listed.stamp.size
-                    && entry.modified == listed.stamp.modified.nanos()
-            })
+            && self.files.iter().zip(&listing.files).all(|(entry, listed)| entry.is_of(listed))
     }
 
-    /// The identity of the state: equal for two indexes that were made of the same files in the same way.
+    /// Whether all its files are in the folder.
+    pub(super) fn is_whole(&self, folder: &Path) -> bool {
+        let mut names = self.lanes.iter().map(|lane| lane.file.as_str()).chain([self.problems.as_str()]);
+        names.all(|name| folder.join(name).is_file())
+    }
+
+    /// The identity of the state: equal for two indexes that were made of the same files in the same way, and
+    /// for no two states with other contents, even where size and time of a file were kept.
     pub(super) fn compute_fingerprint(
         settings: Settings,
         files: &[FileEntry],
@@ -123,6 +143,7 @@ impl Generation {
             field(file.path.as_bytes());
             field(&file.size.to_le_bytes());
             field(&file.modified.to_le_bytes());
+            field(file.content.as_bytes());
             field(&[u8::from(file.unread)]);
         }
         for obstacle in obstacles {
@@ -165,10 +186,21 @@ impl Catalog {
     pub(super) fn commit(&mut self, folder: &Path, generation: Generation) -> io::Result<()> {
         self.generations.retain(|kept| kept.fingerprint != generation.fingerprint);
         self.generations.push(generation);
-        let excess = self.generations.len().saturating_sub(KEPT);
-        self.generations.drain(..excess);
+        while self.generations.len() > self.affordable() {
+            self.generations.remove(0);
+        }
         replace(folder, CATALOG, &serde_json::to_vec(self)?)?;
         self.sweep(folder)
+    }
+
+    fn affordable(&self) -> usize {
+        let mut files = 0;
+        let counts = self.generations.iter().rev().map(|generation| generation.files.len());
+        let within = counts.take_while(|count| {
+            files += count;
+            files <= KEPT_FILES
+        });
+        within.count().clamp(LEAST_KEPT, KEPT)
     }
 
     /// Removes files that no generation has: of generations that are not kept, and of builds that died. Who
@@ -206,15 +238,22 @@ fn is_index_file(name: &str) -> bool {
     name.ends_with(".lane") || name.ends_with(".problems") || name == "catalog.json.tmp"
 }
 
+/// A number that no other build has, not even one of an index that was removed meanwhile: who has files open
+/// knows them by their names.
+pub(super) fn new_mark() -> u64 {
+    // The standard library's only source of randomness.
+    std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), std::process::id())
+}
+
 /// The file of a lane in a generation.
-pub(super) fn lane_file_name(number: u64, lane: Lane) -> String {
+pub(super) fn lane_file_name(number: u64, mark: u64, lane: Lane) -> String {
     let section = if lane.section == Section::Standalone { "standalone" } else { "compartment" };
-    format!("g{number:06}-{}-{section}.lane", lane.resource_type)
+    format!("g{number:06}-{}-{section}-{mark:016x}.lane", lane.resource_type)
 }
 
 /// The file of a generation's problems.
-pub(super) fn problems_file_name(number: u64) -> String {
-    format!("g{number:06}.problems")
+pub(super) fn problems_file_name(number: u64, mark: u64) -> String {
+    format!("g{number:06}-{mark:016x}.problems")
 }
 
 /// The right to change an index; given back when dropped.

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use flatbed_types::request::FhirId;
 use flatbed_types::{Instant, ResourceType, Section};
@@ -13,7 +13,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::directory::{REFERENCES, SEVERAL, put_list};
 use super::disk::{Spool, Spooled};
-use super::lines::{Line, Lines, Stop, open_plain};
+use super::lines::{Heard, Line, Lines, Stop, open_plain};
 use super::list::Listed;
 use super::problems::Stored;
 use super::record::{Origin, Payload, Row, Types, identity_key, section_number};
@@ -38,6 +38,16 @@ pub(super) struct Reading<'a> {
     pub(super) modified: Instant,
     /// Only rows of these types, and no word about problems: the file is known already.
     pub(super) only: Option<&'a BTreeSet<ResourceType>>,
+}
+
+/// What a reading found.
+pub(super) struct Outcome {
+    /// Types of which the file holds rows.
+    pub(super) types: BTreeSet<ResourceType>,
+    /// Hash of the bytes on disk, as far as they were read.
+    pub(super) content: u128,
+    /// The system could not read on: unlike damage, that may pass.
+    pub(super) unread: bool,
 }
 
 /// What one thread collects.
@@ -96,14 +106,14 @@ impl Collector {
         })
     }
 
-    /// Reads a file to its end or to where it is damaged. Gives the types of which it holds rows; `count`
-    /// hears the bytes read, `tick` is called now and then. Errors are those of the scratch folder.
+    /// Reads a file to its end or to where it is damaged. `count` hears the bytes read, `tick` is called now
+    /// and then. Errors are those of the scratch folder.
     pub(super) fn read(
         &mut self,
         reading: Reading<'_>,
         count: Arc<AtomicU64>,
         tick: &dyn Fn(),
-    ) -> io::Result<BTreeSet<ResourceType>> {
+    ) -> io::Result<Outcome> {
         let about = About {
             path: &reading.listed.path,
             unit: reading.unit,
@@ -113,7 +123,10 @@ impl Collector {
         };
         let mut held = Held::default();
         let rows = &mut self.rows;
-        let stop = match open_plain(reading.file, reading.listed.coding, count) {
+        let content = Arc::new(Mutex::new(Xxh3::new()));
+        let heard = Heard { count, content: content.clone() };
+        let mut unread = false;
+        let stop = match open_plain(reading.file, reading.listed.coding, heard) {
             Ok(input) => Lines { input, max_line: rows.max_line, spool: &mut self.spool }.each(
                 &mut |line, content, spool| {
                     if line % TICK_LINES == 0 {
@@ -128,7 +141,10 @@ impl Collector {
             Ok(()) => {}
             Err(Stop::Fatal(error)) => return Err(error),
             Err(Stop::Damaged(error, after)) => {
-                let message = format!("damaged after line {after}, what follows is left out: {error}");
+                // Decoders report damage with errors of their own; those of the system come through as such.
+                unread = error.raw_os_error().is_some();
+                let what = if unread { "not readable" } else { "damaged" };
+                let message = format!("{what} after line {after}, what follows is left out: {error}");
                 rows.problem(&about, after + 1, "incomplete", &message, None)?;
             }
         }
@@ -137,7 +153,8 @@ impl Collector {
                 format!("{found} in a file named for another type ({count} rows, exported as {found})");
             rows.problem(&about, *line, "value", &message, None)?;
         }
-        Ok(held.types)
+        let content = content.lock().unwrap_or_else(PoisonError::into_inner).digest128();
+        Ok(Outcome { types: held.types, content, unread })
     }
 
     /// Notes a problem of a whole file.

@@ -6,25 +6,61 @@ use std::io;
 use super::merge::Merged;
 use super::record::{Origin, identity_parts};
 
-/// Lines of a chunk of the set: 8 KiB, and only where there is a loser.
-const CHUNK: u64 = 64 * 1024;
+/// Lines of a chunk of the set.
+const CHUNK: u64 = 1 << 16;
+/// Losers of a chunk from which on a bitmap is smaller than a list.
+const DENSE: usize = CHUNK as usize / 16;
+
+/// The losers among the lines of a chunk, by line within it. There may be as many chunks as files, most of
+/// which have few losers or none.
+enum Chunk {
+    /// Sorted, below [`DENSE`].
+    Few(Vec<u16>),
+    /// 8 KiB.
+    Many(Box<[u64]>),
+}
+
+impl Chunk {
+    fn insert(&mut self, line: u16) {
+        match self {
+            Chunk::Few(lines) => {
+                let Err(at) = lines.binary_search(&line) else { return };
+                lines.insert(at, line);
+                if lines.len() == DENSE {
+                    let mut words = vec![0; CHUNK as usize / 64].into_boxed_slice();
+                    lines.iter().for_each(|line| set(&mut words, *line));
+                    *self = Chunk::Many(words);
+                }
+            }
+            Chunk::Many(words) => set(words, line),
+        }
+    }
+
+    fn contains(&self, line: u16) -> bool {
+        match self {
+            Chunk::Few(lines) => lines.binary_search(&line).is_ok(),
+            Chunk::Many(words) => words[usize::from(line / 64)] & (1 << (line % 64)) != 0,
+        }
+    }
+}
+
+fn set(words: &mut [u64], line: u16) {
+    words[usize::from(line / 64)] |= 1 << (line % 64);
+}
 
 /// A set of rows, by where they come from.
 #[derive(Default)]
-pub(super) struct Losers(HashMap<(u32, u64), Vec<u64>>);
+pub(super) struct Losers(HashMap<(u32, u64), Chunk>);
 
 impl Losers {
     fn insert(&mut self, origin: Origin) {
-        let words =
-            self.0.entry((origin.unit, origin.line / CHUNK)).or_insert_with(|| vec![0; CHUNK as usize / 64]);
-        let bit = origin.line % CHUNK;
-        words[(bit / 64) as usize] |= 1 << (bit % 64);
+        let chunk = self.0.entry((origin.unit, origin.line / CHUNK));
+        chunk.or_insert_with(|| Chunk::Few(Vec::new())).insert((origin.line % CHUNK) as u16);
     }
 
     pub(super) fn contains(&self, origin: Origin) -> bool {
-        let bit = origin.line % CHUNK;
-        let words = self.0.get(&(origin.unit, origin.line / CHUNK));
-        words.is_some_and(|words| words[(bit / 64) as usize] & (1 << (bit % 64)) != 0)
+        let chunk = self.0.get(&(origin.unit, origin.line / CHUNK));
+        chunk.is_some_and(|chunk| chunk.contains((origin.line % CHUNK) as u16))
     }
 }
 
@@ -64,4 +100,31 @@ pub(super) fn resolve(
         }
     }
     Ok(losers)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn few_and_many_losers_are_the_same_set() {
+        let mut losers = Losers::default();
+        let mut expected = BTreeSet::new();
+        let mut state = 1_u64;
+        for round in 0..3 * DENSE {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let (unit, line) = ((round % 2) as u32, (state >> 40) % (CHUNK + CHUNK / 8));
+            losers.insert(Origin { unit, line });
+            expected.insert((unit, line));
+        }
+        let dense = losers.0.values().filter(|chunk| matches!(chunk, Chunk::Many(_))).count();
+        assert!(dense > 0 && dense < losers.0.len());
+        for unit in 0..3 {
+            for line in 0..2 * CHUNK {
+                assert_eq!(losers.contains(Origin { unit, line }), expected.contains(&(unit, line)));
+            }
+        }
+    }
 }

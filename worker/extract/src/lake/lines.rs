@@ -2,10 +2,11 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use flatbed_types::caps::LONG_LINE;
+use xxhash_rust::xxh3::Xxh3;
 
 use super::disk::{Spool, Spooled, is_white, read_at};
 use super::list::Coding;
@@ -31,23 +32,31 @@ pub(super) enum Stop {
     Fatal(io::Error),
 }
 
-/// Counts the bytes that are read from a file.
+/// Who hears of the bytes that are read from a file, as they stand on disk.
+pub(super) struct Heard {
+    /// How many were read, of all files.
+    pub(super) count: Arc<AtomicU64>,
+    /// What was read, of this file.
+    pub(super) content: Arc<Mutex<Xxh3>>,
+}
+
 struct Counted<R> {
     inner: R,
-    count: Arc<AtomicU64>,
+    heard: Heard,
 }
 
 impl<R: Read> Read for Counted<R> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let read = self.inner.read(into)?;
-        self.count.fetch_add(read as u64, Ordering::Relaxed);
+        self.heard.count.fetch_add(read as u64, Ordering::Relaxed);
+        self.heard.content.lock().unwrap_or_else(PoisonError::into_inner).update(&into[..read]);
         Ok(read)
     }
 }
 
-/// The plain bytes of a file: all members of gzip, all frames of zstd. `count` hears the bytes read.
-pub(super) fn open_plain(file: File, coding: Coding, count: Arc<AtomicU64>) -> io::Result<Box<dyn BufRead>> {
-    let input = BufReader::with_capacity(READ_BUFFER, Counted { inner: file, count });
+/// The plain bytes of a file: all members of gzip, all frames of zstd.
+pub(super) fn open_plain(file: File, coding: Coding, heard: Heard) -> io::Result<Box<dyn BufRead>> {
+    let input = BufReader::with_capacity(READ_BUFFER, Counted { inner: file, heard });
     Ok(match coding {
         Coding::Plain => Box::new(input),
         Coding::Gzip => {

@@ -2,13 +2,20 @@
 //!
 //! A folder is looked through with all folders below it; names that start with a dot are skipped, symbolic
 //! links are followed (a folder that was already seen is not entered again). Only names tell what a file is.
+//! Every other entry that cannot be looked at, and every folder that cannot be entered or named, is reported:
+//! it may hold files of the lake.
 
 use std::collections::HashSet;
+use std::ffi::OsStr;
 use std::fs::{self, Metadata};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 use flatbed_types::Instant;
+use sha2::{Digest, Sha256};
 
 use crate::source::SourceError;
 
@@ -36,11 +43,17 @@ impl Coding {
     }
 }
 
-/// Size and time of a file: as long as they stay, it is taken as unchanged.
+/// Size and times of a file: as long as they stay, it is taken as unchanged.
+///
+/// `ctime` moves with every write and rename, also where a tool keeps size and time of modification (`cp -p`,
+/// `rsync --times`), and with changes of mode or links, which cost a reading for nothing. The inode is not
+/// compared: it adds next to nothing, and network file systems may give another one at each look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Stamp {
     pub(super) size: u64,
     pub(super) modified: Instant,
+    /// Nanoseconds since 1970.
+    pub(super) ctime: i64,
 }
 
 impl Stamp {
@@ -51,7 +64,8 @@ impl Stamp {
             Ok(after) => i64::try_from(after.as_nanos()).unwrap_or(i64::MAX),
             Err(before) => i64::try_from(before.duration().as_nanos()).map_or(i64::MIN, |nanos| -nanos),
         };
-        Stamp { size: metadata.len(), modified: Instant::from_nanos(nanos) }
+        let ctime = metadata.ctime().saturating_mul(1_000_000_000).saturating_add(metadata.ctime_nsec());
+        Stamp { size: metadata.len(), modified: Instant::from_nanos(nanos), ctime }
     }
 }
 
@@ -108,6 +122,19 @@ impl Place {
         self.only.as_ref().map_or_else(|| self.base.clone(), |name| self.base.join(name))
     }
 
+    /// The name of the lake, another one for each path.
+    pub(super) fn address(&self) -> String {
+        let path = self.path();
+        match path.to_str() {
+            Some(text) => format!("file://{text}"),
+            None => {
+                let digest = Sha256::digest(path.as_os_str().as_bytes());
+                let hex: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+                format!("file://{}#{hex}", path.display())
+            }
+        }
+    }
+
     /// Lists the lake as it is now.
     pub(super) fn list(&self) -> Result<Listing, SourceError> {
         let mut listing = Listing::default();
@@ -162,33 +189,48 @@ fn look_into(
     // A folder that is reached twice is listed under the first name, so the order must not depend on the disk.
     names.sort_unstable_by(|a, b| b.cmp(a));
     for name in names {
-        let Some(text) = name.to_str() else {
-            let lossy = name.to_string_lossy();
-            if Coding::of(&lossy).is_some() {
-                listing.obstacles.push(format!("{prefix}{lossy}: the file name is not UTF-8"));
-            }
-            continue;
-        };
-        let path = folder.join(text);
-        let coding = Coding::of(text);
-        match fs::metadata(&path) {
-            Ok(metadata) if metadata.is_dir() && !text.starts_with('.') => {
-                if let Ok(canonical) = path.canonicalize()
-                    && seen.insert(canonical)
-                {
-                    folders.push((path, format!("{prefix}{text}/")));
-                }
-            }
-            Ok(metadata) if metadata.is_file() => {
-                if let Some(coding) = coding {
-                    let stamp = Stamp::of(&metadata);
-                    listing.files.push(Listed { path: format!("{prefix}{text}"), stamp, coding });
-                }
-            }
-            Err(error) if coding.is_some() => {
-                listing.obstacles.push(format!("{prefix}{text}: cannot be read: {error}"));
-            }
-            _ => {}
+        if let Err(problem) = look_at(folder, prefix, &name, listing, folders, seen) {
+            listing.obstacles.push(format!("{prefix}{}: {problem}", name.to_string_lossy()));
         }
     }
+}
+
+/// Enters a file or folder; gives what is in the way.
+fn look_at(
+    folder: &Path,
+    prefix: &str,
+    name: &OsStr,
+    listing: &mut Listing,
+    folders: &mut Vec<(PathBuf, String)>,
+    seen: &mut HashSet<PathBuf>,
+) -> Result<(), String> {
+    if name.as_bytes().starts_with(b".") {
+        return Ok(());
+    }
+    let cannot = |error: io::Error| format!("cannot be read: {error}");
+    let path = folder.join(name);
+    let metadata = match fs::metadata(&path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !is_there(&path) => return Ok(()),
+        Err(error) => return Err(cannot(error)),
+    };
+    let coding = Coding::of(&name.to_string_lossy()).filter(|_| metadata.is_file());
+    if coding.is_none() && !metadata.is_dir() {
+        return Ok(());
+    }
+    let Some(text) = name.to_str() else {
+        return Err("the name is not UTF-8, it is left out".to_owned());
+    };
+    if let Some(coding) = coding {
+        let stamp = Stamp::of(&metadata);
+        listing.files.push(Listed { path: format!("{prefix}{text}"), stamp, coding });
+    } else if seen.insert(path.canonicalize().map_err(cannot)?) {
+        folders.push((path, format!("{prefix}{text}/")));
+    }
+    Ok(())
+}
+
+/// Whether there is an entry, be it a link that leads nowhere; else it went since the folder was listed.
+fn is_there(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok()
 }

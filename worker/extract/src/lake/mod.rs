@@ -47,7 +47,7 @@ use flatbed_types::Instant;
 
 use crate::source::{Progress, Snapshot, Source, SourceError};
 use build::Build;
-use catalog::{Catalog, Generation, IndexLock, Settings, folder_of};
+use catalog::{Catalog, Generation, IndexLock, Settings, folder_of, new_mark};
 use disk::disk_error;
 use list::{Listing, Place};
 use read::read_error;
@@ -56,6 +56,9 @@ use snapshot::{LakeSnapshot, OpenGeneration};
 /// How far behind the clock of the listing the transaction time is: files of that age are listed with their
 /// contents on every file system.
 const SETTLE_MILLIS: i64 = 2_000;
+/// Generations that a process keeps open whether or not the catalogue still has them, for the tasks of running
+/// jobs. Each lane that is not shared is an open file.
+const HELD: usize = 8;
 /// Least memory of the sort of one thread.
 const LEAST_SORT_BUDGET: usize = 1 << 20;
 
@@ -85,26 +88,19 @@ pub struct LakeSource {
     address: String,
     folder: PathBuf,
     options: LakeOptions,
-    current: Mutex<Option<Arc<OpenGeneration>>>,
+    /// What was used last, the latest at the end; at most [`HELD`], each fingerprint once.
+    held: Mutex<Vec<Arc<OpenGeneration>>>,
 }
 
 impl LakeSource {
     /// Opens the lake at `path`: a folder, or a single file.
     pub fn open(path: &Path, options: LakeOptions) -> Result<LakeSource, SourceError> {
         let place = Place::find(path)?;
-        let address = format!("file://{}", place.path().display());
+        let address = place.address();
         let folder = folder_of(&options.index, &address);
-        let create = |path: &Path| {
-            std::fs::create_dir_all(path).map_err(|error| {
-                SourceError::failed(format!(
-                    "the folder {} for the lake's index cannot be made: {error}",
-                    path.display()
-                ))
-            })
-        };
         create(&folder)?;
         create(&options.scratch)?;
-        let source = LakeSource { place, address, folder, options, current: Mutex::new(None) };
+        let source = LakeSource { place, address, folder, options, held: Mutex::new(Vec::new()) };
         if let Some(_lock) = IndexLock::try_take(&source.folder).map_err(|error| disk_error(&error))? {
             source.catalog()?.sweep(&source.folder).map_err(|error| disk_error(&error))?;
         }
@@ -130,13 +126,21 @@ impl LakeSource {
 
     /// Opens a generation, sharing what is open already.
     fn open_generation(&self, generation: &Generation) -> std::io::Result<Arc<OpenGeneration>> {
-        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(open) = current.as_ref().filter(|open| open.generation == *generation) {
-            return Ok(open.clone());
-        }
-        let open = Arc::new(OpenGeneration::open(&self.folder, generation, current.as_deref())?);
-        *current = Some(open.clone());
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = match held.iter().find(|open| open.generation == *generation) {
+            Some(open) => open.clone(),
+            None => Arc::new(OpenGeneration::open(&self.folder, generation, &held)?),
+        };
+        hold(&mut held, &open);
         Ok(open)
+    }
+
+    /// What is open under this fingerprint.
+    fn held(&self, fingerprint: &str) -> Option<Arc<OpenGeneration>> {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = held.iter().find(|open| open.generation.fingerprint == fingerprint)?.clone();
+        hold(&mut held, &open);
+        Some(open)
     }
 
     /// Whether a generation stands for the lake as listed, with nothing in it to be tried again.
@@ -163,8 +167,10 @@ impl LakeSource {
         }
         let settings = self.settings();
         let base = catalog.generations.iter().rev().find(|generation| generation.settings == settings);
-        // A generation that has lost a file cannot lend the others.
-        let base = base.filter(|generation| self.open_generation(generation).is_ok());
+        // A generation that has lost a file cannot lend the others, even if this process has it open.
+        let base = base.filter(|generation| {
+            generation.is_whole(&self.folder) && self.open_generation(generation).is_ok()
+        });
         let threads = self.options.threads.max(1);
         let generation = Build {
             place: &self.place,
@@ -176,6 +182,7 @@ impl LakeSource {
             listing: &listing,
             base,
             number: catalog.next_number(),
+            mark: new_mark(),
             time,
             progress,
         }
@@ -184,6 +191,23 @@ impl LakeSource {
         catalog.commit(&self.folder, generation).map_err(|error| disk_error(&error))?;
         Ok(Arc::new(LakeSnapshot::new(open, time)))
     }
+}
+
+fn create(path: &Path) -> Result<(), SourceError> {
+    std::fs::create_dir_all(path).map_err(|error| {
+        SourceError::failed(format!(
+            "the folder {} for the lake's index cannot be made: {error}",
+            path.display()
+        ))
+    })
+}
+
+/// Makes this the last that was used, and lets go of what was not used for the longest time.
+fn hold(held: &mut Vec<Arc<OpenGeneration>>, open: &Arc<OpenGeneration>) {
+    held.retain(|other| other.generation.fingerprint != open.generation.fingerprint);
+    held.push(open.clone());
+    let excess = held.len().saturating_sub(HELD);
+    held.drain(..excess);
 }
 
 impl Source for LakeSource {
@@ -199,6 +223,8 @@ impl Source for LakeSource {
         {
             return Ok(Arc::new(LakeSnapshot::new(open, time)));
         }
+        // Whoever purges the index may remove its folder as a whole.
+        create(&self.folder)?;
         let lock = IndexLock::try_take(&self.folder).map_err(|error| disk_error(&error))?;
         let _lock = match lock {
             Some(lock) => lock,
@@ -216,12 +242,11 @@ impl Source for LakeSource {
                 "the lake has changed and its state at the start of the job is not kept any more; start the export anew",
             )
         };
-        let catalog = self.catalog()?;
-        let held = self.current.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(open) = held.filter(|open| open.generation.fingerprint == fingerprint) {
+        if let Some(open) = self.held(fingerprint) {
             let time = open.generation.time();
             return Ok(Arc::new(LakeSnapshot::new(open, time)));
         }
+        let catalog = self.catalog()?;
         let generation = catalog.find(fingerprint).ok_or_else(gone)?;
         let open = self.open_generation(generation).map_err(|error| match error.kind() {
             // Another process may have dropped it since the catalogue was read.

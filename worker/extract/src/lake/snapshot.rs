@@ -27,17 +27,18 @@ pub(super) struct OpenGeneration {
 }
 
 impl OpenGeneration {
-    /// Opens the files in `folder`, sharing lanes that `before` has open.
+    /// Opens the files in `folder`, sharing lanes that others of the same lake have open: a name stands for
+    /// one content for ever.
     pub(super) fn open(
         folder: &Path,
         generation: &Generation,
-        before: Option<&OpenGeneration>,
+        others: &[Arc<OpenGeneration>],
     ) -> io::Result<OpenGeneration> {
         let mut lanes = BTreeMap::new();
         for entry in &generation.lanes {
             let lane = entry.lane()?;
-            let shared = before.filter(|before| before.generation.lanes.contains(entry));
-            let file = match shared.and_then(|before| before.lanes.get(&lane)) {
+            let has = |other: &&Arc<OpenGeneration>| other.generation.lanes.contains(entry);
+            let file = match others.iter().find(has).and_then(|other| other.lanes.get(&lane)) {
                 Some(file) => file.clone(),
                 None => Arc::new(LaneFile::open(&folder.join(&entry.file))?),
             };

@@ -1,0 +1,295 @@
+//! The public HTTP server: connections with limits in time and number.
+//!
+//! Knows nothing of FHIR; what it serves is a router. HTTP/1.1 and HTTP/2 without TLS. A client that sends or
+//! takes nothing, or sends its headers slowly, loses its connection instead of keeping one of ours. A connection
+//! beyond the limit waits in the system's queue until another ends.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use axum::Router;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{Instant, Sleep};
+use tokio_util::sync::CancellationToken;
+
+/// Connections at once. Each may hold a few buffers and one request to the store, so that a thousand stay within
+/// some hundred megabytes and the usual limit of open files; clients download with a handful each.
+const MAX_CONNECTIONS: usize = 1_024;
+/// HTTP/2 requests at once on one connection: clients have a handful of downloads, not a hundred.
+const MAX_STREAMS: u32 = 64;
+/// How long the headers of a request may take. They fit into a few packets.
+const HEADERS: Duration = Duration::from_secs(15);
+/// How long a connection may go without a byte in either direction: longer than any handler takes to answer, and
+/// than a client on a bad line is silent.
+const IDLE: Duration = Duration::from_secs(60);
+/// Bytes after which a connection has shown its protocol: the preface of HTTP/2. Before, only a deadline counts.
+const PREFACE: u64 = 24;
+/// Pause after a connection could not be accepted because something ran out, for others to end.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
+
+/// The limits of a server.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    connections: usize,
+    headers: Duration,
+    idle: Duration,
+}
+
+/// Serves a router until the token is cancelled: then nothing new is accepted, requests in progress are answered,
+/// connections without one end. Aborting the task cuts off the rest.
+pub fn serve(listener: TcpListener, router: Router, stop: CancellationToken) -> JoinHandle<()> {
+    let limits = Limits { connections: MAX_CONNECTIONS, headers: HEADERS, idle: IDLE };
+    tokio::spawn(accept(listener, router, stop, limits))
+}
+
+async fn accept(listener: TcpListener, router: Router, stop: CancellationToken, limits: Limits) {
+    let free = Arc::new(Semaphore::new(limits.connections));
+    // Dropped with this future, so that an abort ends the connections as well.
+    let mut connections = JoinSet::new();
+    loop {
+        let accepting = async {
+            // Never closed.
+            let permit = free.clone().acquire_owned().await.ok()?;
+            Some((permit, listener.accept().await))
+        };
+        let accepted = tokio::select! {
+            accepted = accepting => accepted,
+            Some(_) = connections.join_next() => continue,
+            () = stop.cancelled() => break,
+        };
+        match accepted {
+            Some((permit, Ok((stream, _)))) => {
+                let (router, stop) = (router.clone(), stop.clone());
+                connections.spawn(async move {
+                    connection(stream, router, stop, limits).await;
+                    drop(permit);
+                });
+            }
+            Some((_, Err(error))) if is_of_the_connection(&error) => {}
+            Some((_, Err(error))) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+            None => break,
+        }
+    }
+    drop(listener);
+    while connections.join_next().await.is_some() {}
+}
+
+/// Errors of `accept` that concern the one connection only.
+fn is_of_the_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
+}
+
+async fn connection(stream: TcpStream, router: Router, stop: CancellationToken, limits: Limits) {
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "the option TCP_NODELAY could not be set");
+    }
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(limits.headers);
+    builder.http2().timer(TokioTimer::new()).max_concurrent_streams(MAX_STREAMS);
+    let stream = TokioIo::new(Watched::new(stream, limits));
+    let served = builder.serve_connection(stream, TowerToHyperService::new(router));
+    let mut served = std::pin::pin!(served);
+    let ended = tokio::select! {
+        ended = served.as_mut() => ended,
+        () = stop.cancelled() => {
+            served.as_mut().graceful_shutdown();
+            served.await
+        }
+    };
+    if let Err(error) = ended {
+        // Clients that go away are everyday life.
+        tracing::debug!(error, "a connection ended early");
+    }
+}
+
+/// A stream that fails when nothing has moved for too long, in either direction.
+struct Watched<S> {
+    stream: S,
+    limits: Limits,
+    read: u64,
+    deadline: Pin<Box<Sleep>>,
+}
+
+impl<S> Watched<S> {
+    fn new(stream: S, limits: Limits) -> Watched<S> {
+        Watched { stream, limits, read: 0, deadline: Box::pin(tokio::time::sleep(limits.headers)) }
+    }
+
+    fn moved(&mut self) {
+        let deadline = Instant::now() + self.limits.idle;
+        self.deadline.as_mut().reset(deadline);
+    }
+
+    fn watch<T>(&mut self, context: &mut Context<'_>) -> Poll<io::Result<T>> {
+        ready!(self.deadline.as_mut().poll(context));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+
+    fn written(
+        &mut self,
+        written: Poll<io::Result<usize>>,
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        match written {
+            Poll::Pending => self.watch(context),
+            Poll::Ready(result) => {
+                self.moved();
+                Poll::Ready(result)
+            }
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        match Pin::new(&mut self.stream).poll_read(context, buffer) {
+            Poll::Pending => self.watch(context),
+            Poll::Ready(result) => {
+                self.read += (buffer.filled().len() - before) as u64;
+                if self.read >= PREFACE {
+                    self.moved();
+                }
+                Poll::Ready(result)
+            }
+        }
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.written(written, context)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        self.written(written, context)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match Pin::new(&mut self.stream).poll_flush(context) {
+            Poll::Pending => self.watch(context),
+            ready => ready,
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match Pin::new(&mut self.stream).poll_shutdown(context) {
+            Poll::Pending => self.watch(context),
+            ready => ready,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::body::{Body, Bytes};
+    use axum::routing::get;
+    use std::net::SocketAddr;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    const SHORT: Duration = Duration::from_millis(300);
+    const LONG: Duration = Duration::from_secs(3_600);
+
+    async fn endless() -> Body {
+        let block = Bytes::from(vec![b'x'; 64 << 10]);
+        Body::from_stream(futures::stream::repeat_with(move || Ok::<_, io::Error>(block.clone())))
+    }
+
+    async fn start(limits: Limits) -> (SocketAddr, CancellationToken, JoinHandle<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let router = Router::new().route("/", get(|| async { "here" })).route("/endless", get(endless));
+        let stop = CancellationToken::new();
+        (address, stop.clone(), tokio::spawn(accept(listener, router, stop, limits)))
+    }
+
+    async fn send(address: SocketAddr, text: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(text.as_bytes()).await.unwrap();
+        stream
+    }
+
+    /// What comes until the server ends the connection, which it must.
+    async fn rest(mut stream: TcpStream) -> String {
+        let mut answer = Vec::new();
+        let reading = stream.read_to_end(&mut answer);
+        // A reset ends it as well.
+        let _ = tokio::time::timeout(Duration::from_secs(20), reading).await.expect("the connection stays");
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    const WHOLE: &str = "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+
+    #[tokio::test]
+    async fn slow_and_silent_clients_lose_their_connection() {
+        let headers = Limits { connections: 9, headers: SHORT, idle: LONG };
+        let (address, _stop, _server) = start(headers).await;
+        for beginning in ["", "G", "PRI * HTTP/2.0", "GET / HTTP/1.1\r\nHost: x\r\nX-Slow: "] {
+            let answer = rest(send(address, beginning).await).await;
+            assert!(!answer.contains("200 OK"), "{beginning}: {answer}");
+        }
+        let kept = send(address, "GET / HTTP/1.1\r\nHost: x\r\n\r\n").await;
+        assert!(rest(kept).await.contains("here"), "answered, then closed for want of another request");
+
+        let idle = Limits { connections: 9, headers: LONG, idle: SHORT };
+        let (address, _stop, _server) = start(idle).await;
+        let mut deaf = send(address, "GET /endless HTTP/1.1\r\nHost: x\r\n\r\n").await;
+        deaf.read_exact(&mut [0; 10]).await.unwrap();
+        // Takes nothing more until the server has given it up.
+        tokio::time::sleep(SHORT * 4).await;
+        rest(deaf).await;
+    }
+
+    #[tokio::test]
+    async fn connections_beyond_the_limit_wait_for_their_turn() {
+        let (address, _stop, _server) = start(Limits { connections: 1, headers: SHORT, idle: LONG }).await;
+        let silent = send(address, "").await;
+        let second = send(address, WHOLE).await;
+        assert!(rest(second).await.contains("here"));
+        assert_eq!(rest(silent).await, "");
+    }
+
+    #[tokio::test]
+    async fn a_stop_does_not_wait_for_half_a_request() {
+        let (address, stop, server) = start(Limits { connections: 9, headers: LONG, idle: LONG }).await;
+        assert!(rest(send(address, WHOLE).await).await.contains("here"));
+        let _silent = send(address, "").await;
+        let _half = send(address, "GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ").await;
+        let mut idle = send(address, "GET / HTTP/1.1\r\nHost: x\r\n\r\n").await;
+        idle.read_exact(&mut [0; 10]).await.unwrap();
+        stop.cancel();
+        tokio::time::timeout(Duration::from_secs(20), server).await.expect("it waits").unwrap();
+    }
+}
