@@ -102,7 +102,7 @@ impl Services {
         };
         let answer = answer?.map_err(error_status)?;
         if !answer.error.is_empty() {
-            return Err(to_status(ErrorCode::Unavailable, answer.error));
+            return Err(to_status(error_code_from(answer.error_code), answer.error));
         }
         if let (Some(group), false) = (&question.group, answer.group_found) {
             return Err(to_status(ErrorCode::NotFound, format!("there is no Group/{group}")));

@@ -5,7 +5,7 @@
 //! source, and keeps nothing but manifests, which never change (`decisions.md` 9).
 //!
 //! Read in this order: [`kickoff`] (what a client asks for), `negotiate` (what its headers ask for), `auth`
-//! (what it may), [`fhir`] (the JSON that answers), `jobs` and `delivery` (the coordinator and the files),
+//! (what it may), `hosts` (under which names), [`fhir`] (the JSON that answers), `jobs` and `delivery` (the coordinator and the files),
 //! `routes` (HTTP around all of them).
 //!
 //! Invariants: every error is an OperationOutcome; every route asks `auth::decide`; neither logs nor error

@@ -18,6 +18,21 @@ fn lab() -> Result<Lab> {
         population.add(&json!({"resourceType": "Group", "id": "even", "member": members,
             "managingEntity": {"reference": "Organization/managing"}}));
         population.add(&json!({"resourceType": "Organization", "id": "managing"}));
+        // A reference must not lead to what names patients outside the export.
+        let to = |reference: &str| json!({"reference": reference});
+        let (inside, outside) = (format!("Patient/{}", patient(4)), format!("Patient/{}", patient(5)));
+        let contracts = [
+            ("own", vec![to(&inside)]),
+            ("shared", vec![to(&inside), to(&outside)]),
+            ("foreign", vec![to(&outside)]),
+            ("elsewhere", vec![to("https://example.org/fhir/Patient/1")]),
+        ];
+        let links: Vec<_> = contracts.iter().map(|(id, _)| to(&format!("Contract/{id}"))).collect();
+        population.add(&json!({"resourceType": "Observation", "id": "leads-out", "status": "final",
+            "subject": to(&inside), "focus": links}));
+        for (id, subject) in contracts {
+            population.add(&json!({"resourceType": "Contract", "id": id, "subject": subject}));
+        }
         population.write(folder, "ndjson.zst")?;
         // What has no lastUpdated changed when its file did.
         let moment = SystemTime::UNIX_EPOCH + Duration::from_secs(1_717_200_000);

@@ -8,16 +8,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use flatbed_extract::source::Progress;
-use flatbed_proto::convert::{Wire, u128_bytes};
+use flatbed_proto::convert::{Wire, error_code_number, u128_bytes};
 use flatbed_proto::wire::lease::{self as wire, coordinator_message, worker_message};
-use flatbed_types::{AttemptId, ResourceType, caps};
+use flatbed_types::job::JobError;
+use flatbed_types::{AttemptId, ErrorCode, ResourceType, caps};
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::commit::client;
 use crate::slot::{self, End, Grant, Running, failed_message};
-use crate::{Context, planning};
+use crate::{Context, internal, planning, source_error};
 
 /// Versions of the worker protocol spoken here.
 const PROTOCOL: u32 = 1;
@@ -38,6 +39,8 @@ struct Session {
     types: Mutex<Vec<ResourceType>>,
     /// Whether the source has been read once: before that, jobs and questions would wait for its preparation.
     prepared: AtomicBool,
+    /// Why the last try to prepare it failed.
+    unprepared: Mutex<Option<JobError>>,
     questions: Semaphore,
     /// Failures that no connection has taken yet.
     unsent: Mutex<Vec<wire::Failed>>,
@@ -53,6 +56,7 @@ pub(crate) async fn run(context: Arc<Context>, drain: CancellationToken) {
         running: Mutex::default(),
         types: Mutex::default(),
         prepared: AtomicBool::new(false),
+        unprepared: Mutex::default(),
         questions: Semaphore::new(QUESTIONS_AT_ONCE),
         unsent: Mutex::default(),
         grants_received: AtomicU64::new(0),
@@ -88,7 +92,8 @@ fn prepare(session: Arc<Session>) {
                 }
                 // The plan task of the first job says so to whoever asked.
                 Ok(Err(error)) => {
-                    tracing::error!(code = %error.code, "the source cannot be prepared: {error}")
+                    tracing::error!(code = %error.code, "the source cannot be prepared: {error}");
+                    *lock(&session.unprepared) = Some(source_error(error));
                 }
                 Err(error) => tracing::error!("preparing the source ended unexpectedly: {error}"),
             }
@@ -271,7 +276,12 @@ impl Session {
     }
 
     async fn answer(&self, ask: wire::Ask) -> wire::Answer {
-        let failed = |error: String| wire::Answer { number: ask.number, error, ..wire::Answer::default() };
+        let failed = |error: JobError| wire::Answer {
+            number: ask.number,
+            error: error.message,
+            error_code: error_code_number(error.code),
+            ..wire::Answer::default()
+        };
         let group = match ask.group.as_str() {
             "" => None,
             id => match id.parse() {
@@ -280,7 +290,9 @@ impl Session {
             },
         };
         if !self.prepared.load(Ordering::Acquire) {
-            return failed("the source is still being prepared; try again".to_owned());
+            let message = "the source is still being prepared; try again".to_owned();
+            let preparing = JobError { code: ErrorCode::Unavailable, message };
+            return failed(lock(&self.unprepared).clone().unwrap_or(preparing));
         }
         // Never closed, so a permit always comes.
         let _permit = self.questions.acquire().await;
@@ -292,10 +304,10 @@ impl Session {
                 number: ask.number,
                 group_found: answered.group_found,
                 missing_patients: answered.missing.iter().map(ToString::to_string).collect(),
-                error: String::new(),
+                ..wire::Answer::default()
             },
-            Ok(Err(error)) => failed(error.message),
-            Err(_) => failed("the source could not be read".to_owned()),
+            Ok(Err(error)) => failed(error),
+            Err(_) => failed(internal("the source could not be read")),
         }
     }
 }

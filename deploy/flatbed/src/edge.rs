@@ -4,13 +4,18 @@
 //! takes nothing, or sends its headers slowly, loses its connection instead of keeping one of ours. A connection
 //! beyond the limit waits in the system's queue until another ends.
 
+use std::convert::Infallible;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::{Body, Bytes, HttpBody};
+use axum::http::Request;
+use http_body::{Frame, SizeHint};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
@@ -20,6 +25,7 @@ use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
+use tower::ServiceExt as _;
 
 /// Connections at once. Each may hold a few buffers and one request to the store, so that a thousand stay within
 /// some hundred megabytes and the usual limit of open files; clients download with a handful each.
@@ -33,6 +39,8 @@ const HEADERS: Duration = Duration::from_secs(15);
 const IDLE: Duration = Duration::from_secs(60);
 /// Bytes after which a connection has shown its protocol: the preface of HTTP/2. Before, only a deadline counts.
 const PREFACE: u64 = 24;
+/// How long a connection without a request may take for the last bytes of its last answer, at a stop.
+const LAST_BYTES: Duration = Duration::from_secs(1);
 /// Pause after a connection could not be accepted because something ran out, for others to end.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
 
@@ -100,18 +108,74 @@ async fn connection(stream: TcpStream, router: Router, stop: CancellationToken, 
     builder.http1().timer(TokioTimer::new()).header_read_timeout(limits.headers);
     builder.http2().timer(TokioTimer::new()).max_concurrent_streams(MAX_STREAMS);
     let stream = TokioIo::new(Watched::new(stream, limits));
-    let served = builder.serve_connection(stream, TowerToHyperService::new(router));
+    let busy = Arc::new(AtomicUsize::new(0));
+    let counter = busy.clone();
+    let service = tower::service_fn(move |request: Request<_>| {
+        let (router, held) = (router.clone(), Busy::new(counter.clone()));
+        async move {
+            let response = router.oneshot(request).await?;
+            Ok::<_, Infallible>(response.map(|body| Counted { body, _held: held }))
+        }
+    });
+    let served = builder.serve_connection(stream, TowerToHyperService::new(service));
     let mut served = std::pin::pin!(served);
     let ended = tokio::select! {
         ended = served.as_mut() => ended,
         () = stop.cancelled() => {
             served.as_mut().graceful_shutdown();
-            served.await
+            if busy.load(Ordering::Acquire) > 0 {
+                served.await
+            } else {
+                // hyper would wait for the rest of headers that have begun.
+                tokio::time::timeout(LAST_BYTES, served).await.unwrap_or(Ok(()))
+            }
         }
     };
     if let Err(error) = ended {
         // Clients that go away are everyday life.
         tracing::debug!(error, "a connection ended early");
+    }
+}
+
+/// A request that is not answered to the end yet.
+struct Busy(Arc<AtomicUsize>);
+
+impl Busy {
+    fn new(counter: Arc<AtomicUsize>) -> Busy {
+        counter.fetch_add(1, Ordering::AcqRel);
+        Busy(counter)
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// The body of an answer, which keeps its request busy.
+struct Counted {
+    body: Body,
+    _held: Busy,
+}
+
+impl HttpBody for Counted {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
@@ -214,7 +278,6 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use axum::body::{Body, Bytes};
     use axum::routing::get;
     use std::net::SocketAddr;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -289,7 +352,14 @@ mod tests {
         let _half = send(address, "GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ").await;
         let mut idle = send(address, "GET / HTTP/1.1\r\nHost: x\r\n\r\n").await;
         idle.read_exact(&mut [0; 10]).await.unwrap();
+        let mut download = send(address, "GET /endless HTTP/1.1\r\nHost: x\r\n\r\n").await;
+        download.read_exact(&mut [0; 10]).await.unwrap();
         stop.cancel();
+        // Far more than the buffers on the way hold.
+        let mut more = vec![0; 32 << 20];
+        download.read_exact(&mut more).await.expect("a download in progress goes on");
+        assert!(TcpStream::connect(address).await.is_err(), "nothing new is accepted");
+        drop(download);
         tokio::time::timeout(Duration::from_secs(20), server).await.expect("it waits").unwrap();
     }
 }

@@ -87,9 +87,10 @@ impl Embedded {
         JobsApi::new(self.channel())
     }
 
-    /// The coordinator's gRPC services, to offer them on an address as well.
-    pub fn routes(&self) -> Routes {
-        self.coordinator.routes()
+    /// The coordinator's Jobs service, to offer it on an address as well. What workers call stays inside: whoever
+    /// could, would be given resources to read and could commit what it likes.
+    pub fn jobs_routes(&self) -> Routes {
+        self.coordinator.jobs_routes()
     }
 
     /// Stops in order: workers seal and commit, then the coordinator. Unfinished jobs go on with the next start

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::Args;
-use flatbed_chassis::quantity::InvalidQuantity;
 use flatbed_chassis::ByteSize;
+use flatbed_chassis::quantity::InvalidQuantity;
 use flatbed_gateway::fhir::Issue;
 use flatbed_gateway::kickoff;
 use flatbed_types::{Codec, ErrorCode, ExportRequest, FhirId, Instant, Level, caps};

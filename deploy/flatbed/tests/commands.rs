@@ -90,6 +90,60 @@ fn a_job_that_cannot_be_done_says_why_and_leaves_an_empty_folder() {
     assert_eq!(flatbed(&["serve", "--source", "synthetic:", "--auth", "smart"]).status.code(), Some(2));
 }
 
+#[test]
+fn folders_and_options_that_cannot_work_are_mistakes_of_usage() {
+    let root = tempfile::tempdir().unwrap();
+    let path = |name: &str| root.path().join(name).to_str().unwrap().to_owned();
+    let (lake, full, file) = (path("lake"), path("full"), path("file"));
+    assert!(flatbed(&["synth", "--patients", "2", "--out", &lake]).status.success());
+    std::fs::create_dir(&full).unwrap();
+    std::fs::write(root.path().join("full/manifest.json"), "{}").unwrap();
+    std::fs::write(&file, "").unwrap();
+    let (inside, below) = (path("lake/out"), path("file/out"));
+    let export = |out: &str| flatbed(&["export", "--source", &lake, "--out", out]);
+    // Nothing is asked of this server: the folder is looked at first.
+    let pull = |out: &str| flatbed(&["pull", "http://127.0.0.1:9/fhir", "--out", out]);
+    let serve = |option: &str, value: &str| {
+        let data = path("data");
+        let mut args = vec!["serve", "--listen", "127.0.0.1:0", "--source", "synthetic:", option, value];
+        if option != "--data-dir" {
+            args.extend(["--data-dir", &data]);
+        }
+        flatbed(&args)
+    };
+    for (done, named) in [
+        (export(&inside), "inside the source"),
+        (export(&full), "complete result"),
+        (export(&below), "cannot create"),
+        (pull(&full), "complete result"),
+        (pull(&below), "cannot create"),
+        (serve("--data-dir", &below), "cannot create"),
+        (serve("--output", &below), "cannot create"),
+        (serve("--slots", "1025"), "1..=1024"),
+        (serve("--target-file-size", "1KiB"), "the smallest is 1MiB"),
+        (serve("--max-line", "1"), "the smallest is 1KiB"),
+        (serve("--public-url", "https://ehr.example/:x"), "its path"),
+        (serve("--listen", "ehr.example:80"), "expected an IP address"),
+    ] {
+        assert_eq!(done.status.code(), Some(2), "{named}: {}", stderr(&done));
+        assert!(stderr(&done).contains(named), "{named}: {}", stderr(&done));
+    }
+    assert!(!root.path().join("lake/out").exists());
+}
+
+#[test]
+fn an_export_says_how_many_problems_it_met() {
+    let root = tempfile::tempdir().unwrap();
+    let lake = root.path().join("lake");
+    std::fs::create_dir(&lake).unwrap();
+    std::fs::write(lake.join("Patient.ndjson"), "{\"resourceType\":\"Patient\",\"id\":\"a\"}\n{broken\n")
+        .unwrap();
+    let out = root.path().join("out");
+    let done = flatbed(&["export", "--source", lake.to_str().unwrap(), "--out", out.to_str().unwrap()]);
+    assert!(done.status.success(), "{}", stderr(&done));
+    assert!(stderr(&done).contains("; 1 problem, see OperationOutcome.1.ndjson.gz"), "{}", stderr(&done));
+}
+
 struct Service {
     child: Child,
     base: String,
@@ -176,6 +230,9 @@ fn a_service_that_is_asked_to_stop_ends_in_order() {
     let root = tempfile::tempdir().unwrap();
     let data = root.path().join("data");
     let mut service = Service::start(&data, "synthetic:patients=5");
+    let rebound = service.base.replace("127.0.0.1", "rebound.example");
+    assert!(service.get(&format!("{rebound}/metadata"), "").starts_with("HTTP/1.1 421"));
+    assert!(service.get(&format!("{}/metadata", service.base), "").starts_with("HTTP/1.1 200"));
     let second = flatbed(&["serve", "--source", "synthetic:", "--data-dir", data.to_str().unwrap()]);
     assert_eq!(second.status.code(), Some(1));
     assert!(stderr(&second).contains("another flatbed serve"), "{}", stderr(&second));

@@ -84,6 +84,8 @@ struct Resource {
     changed: Timestamp,
     version: u64,
     patients: BTreeSet<String>,
+    /// Patients that it names anywhere; an empty name for one that is on another server.
+    named: BTreeSet<String>,
     /// References to types outside the compartment: only those can lead to supporting resources.
     references: BTreeSet<(String, String)>,
 }
@@ -128,6 +130,7 @@ impl Store {
             changed,
             version: value["meta"]["versionId"].as_str().and_then(|text| text.parse().ok()).unwrap_or(0),
             patients: self.compartment.patients(&resource_type, &id, &value),
+            named: named_patients(&value),
             references,
             resource_type,
             id,
@@ -196,7 +199,7 @@ impl Store {
             }
         }
         if query.level != Level::System {
-            self.add_supporting(query, &mut emitted);
+            self.add_supporting(query, asked.as_ref(), &mut emitted);
         }
         let mut lines = Lines::default();
         for index in emitted {
@@ -223,7 +226,7 @@ impl Store {
             return true;
         }
         if resource.resource_type == "Group" {
-            return query.level == Level::Group(resource.id.clone());
+            return query.level == Level::Group(resource.id.clone()) && query.patients.is_empty();
         }
         match asked {
             None => !resource.patients.is_empty(),
@@ -232,14 +235,17 @@ impl Store {
         }
     }
 
-    fn add_supporting(&self, query: &Query, emitted: &mut BTreeSet<usize>) {
+    fn add_supporting(&self, query: &Query, asked: Option<&BTreeSet<String>>, emitted: &mut BTreeSet<usize>) {
         let mut frontier: Vec<usize> = emitted.iter().copied().collect();
         for _ in 0..ROUNDS {
             let mut found = Vec::new();
             for key in frontier.iter().flat_map(|index| &self.resources[*index].references) {
                 let Some(index) = self.by_key.get(key).copied() else { continue };
                 let wanted = query.wants_type(&key.0) && !NEVER_SUPPORTING.contains(&key.0.as_str());
-                if wanted && self.resources[index].patients.is_empty() && emitted.insert(index) {
+                let resource = &self.resources[index];
+                let own =
+                    resource.patients.is_empty() && asked.is_none_or(|asked| resource.named.is_subset(asked));
+                if wanted && own && emitted.insert(index) {
                     found.push(index);
                 }
             }
@@ -263,4 +269,26 @@ impl Store {
         );
         Ok(())
     }
+}
+
+/// The patients that any `reference` in a resource names: by id here, by an empty name on another server.
+fn named_patients(value: &Value) -> BTreeSet<String> {
+    let mut named = BTreeSet::new();
+    let mut waiting = vec![value];
+    while let Some(value) = waiting.pop() {
+        match value {
+            Value::Array(items) => waiting.extend(items),
+            Value::Object(members) => {
+                waiting.extend(members.values());
+                let Some(reference) = members.get("reference").and_then(Value::as_str) else { continue };
+                match reference.split('/').collect::<Vec<_>>()[..] {
+                    ["Patient", id] | ["Patient", id, "_history", _] => drop(named.insert(id.to_owned())),
+                    _ if reference.contains("Patient/") => drop(named.insert(String::new())),
+                    _ => {}
+                }
+            }
+            _ => {}
+        }
+    }
+    named
 }

@@ -2,7 +2,7 @@
 //!
 //! Records are `(key, value)`, ordered by key as bytes; records with equal keys keep the order in which they
 //! came. When the buffer is full it is sorted and written out as a run; runs are merged in groups until one
-//! merge can read them all.
+//! merge can read them all within the budget. Memory goes to the buffer or to the merge, never to both.
 
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
@@ -10,10 +10,16 @@ use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
-/// Runs that one merge reads: each holds a buffer of [`RUN_BUFFER`] and a decompressor.
-const FAN_IN: usize = 64;
+/// Runs that one merge reads, whatever the budget: fewer make too many rounds, more are too many open files.
+const LEAST_FAN_IN: usize = 4;
+const MOST_FAN_IN: usize = 64;
 /// Bytes buffered for each run that is being read.
-const RUN_BUFFER: usize = 128 << 10;
+const RUN_BUFFER: usize = 64 << 10;
+/// How far back compression looks in a run, as a power of two. Each run that is being read holds as much.
+const RUN_WINDOW_LOG: u32 = 17;
+/// Memory of a run that is being read: the buffer, and the decompressor with its state, the window and three
+/// blocks of 128 KiB.
+const RUN_COST: usize = RUN_BUFFER + (160 << 10) + (1 << RUN_WINDOW_LOG) + 3 * (128 << 10);
 
 #[derive(Clone, Copy)]
 struct Slot {
@@ -84,6 +90,10 @@ impl Sorter {
         Ok(())
     }
 
+    fn fan_in(&self) -> usize {
+        (self.budget / RUN_COST).clamp(LEAST_FAN_IN, MOST_FAN_IN)
+    }
+
     /// All records in order.
     pub fn finish(mut self) -> io::Result<Sorted> {
         if self.runs.is_empty() {
@@ -94,13 +104,15 @@ impl Sorter {
             self.spill()?;
         }
         self.arena = Vec::new();
+        self.slots = Vec::new();
+        let fan_in = self.fan_in();
         let mut runs = self.runs;
-        while runs.len() > FAN_IN {
+        while runs.len() > fan_in {
             // Merging neighbours keeps records with equal keys in the order in which they came.
             let mut merged = Vec::new();
             let mut rest = runs.into_iter().peekable();
             while rest.peek().is_some() {
-                let mut merge = Merge::new(rest.by_ref().take(FAN_IN).collect())?;
+                let mut merge = Merge::new(rest.by_ref().take(fan_in).collect())?;
                 let mut run = RunWriter::new(&self.scratch)?;
                 while merge.advance()? {
                     run.push(&merge.key, &merge.value)?;
@@ -109,7 +121,7 @@ impl Sorter {
             }
             runs = merged;
         }
-        Ok(Sorted(Inner::Merge(Box::new(Merge::new(runs)?))))
+        Ok(Sorted(Inner::Runs(runs)))
     }
 }
 
@@ -117,7 +129,13 @@ impl Sorter {
 pub struct Sorted(Inner);
 
 enum Inner {
-    Memory { arena: Vec<u8>, slots: Vec<Slot>, next: usize },
+    Memory {
+        arena: Vec<u8>,
+        slots: Vec<Slot>,
+        next: usize,
+    },
+    /// Not asked for anything yet, so that sorts that wait for others take no memory.
+    Runs(Vec<File>),
     Merge(Box<Merge>),
 }
 
@@ -125,7 +143,11 @@ impl Sorted {
     /// The next record, key and value.
     #[allow(clippy::should_implement_trait)] // lends from itself, which Iterator cannot
     pub fn next(&mut self) -> io::Result<Option<(&[u8], &[u8])>> {
+        if let Inner::Runs(runs) = &mut self.0 {
+            self.0 = Inner::Merge(Box::new(Merge::new(std::mem::take(runs))?));
+        }
         match &mut self.0 {
+            Inner::Runs(_) => Ok(None),
             Inner::Memory { arena, slots, next } => {
                 let Some(slot) = slots.get(*next) else { return Ok(None) };
                 *next += 1;
@@ -151,7 +173,9 @@ struct RunWriter {
 impl RunWriter {
     fn new(scratch: &Path) -> io::Result<RunWriter> {
         let file = tempfile::tempfile_in(scratch)?;
-        Ok(RunWriter { out: zstd::Encoder::new(BufWriter::with_capacity(RUN_BUFFER, file), 1)? })
+        let mut out = zstd::Encoder::new(BufWriter::with_capacity(RUN_BUFFER, file), 1)?;
+        out.window_log(RUN_WINDOW_LOG)?;
+        Ok(RunWriter { out })
     }
 
     fn push(&mut self, key: &[u8], value: &[u8]) -> io::Result<()> {

@@ -12,6 +12,7 @@ use serde_json::json;
 
 use crate::cli::Failure;
 use crate::display::{self, Progress, Reached, data, note};
+use crate::folder;
 use crate::options::{Format, QueryOptions, absolute};
 use crate::pull::{self, KickOff, PullObserver, PullOptions, PullReport, Retries, TokenSource};
 
@@ -78,6 +79,7 @@ pub async fn run(args: PullArgs) -> Result<(), Failure> {
         retries: Retries::default(),
         delete_after: args.delete_after,
     };
+    pull::prepare(&options.out).map_err(folder::unusable)?;
     let cancel = signals::shutdown_token().context("cannot listen to signals")?;
     let began = Instant::now();
     let shown = Shown {

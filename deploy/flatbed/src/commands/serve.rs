@@ -150,7 +150,7 @@ pub async fn run(args: ServeArgs) -> Result<(), Failure> {
     let edges_stop = CancellationToken::new();
     let gateway = edge::serve(listener, router, edges_stop.clone());
     if let Some(address) = args.rpc_listen {
-        serve_rpc(address, cluster.routes(), edges_stop.clone()).await?;
+        serve_rpc(address, cluster.jobs_routes(), edges_stop.clone()).await?;
     }
     if let Some(address) = args.admin_listen {
         let probe = Arc::new(ServeProbe { jobs: cluster.jobs() });
@@ -228,8 +228,7 @@ async fn start(
     // What a worker had in its scratch folder when it was killed is of no use to the next one.
     folder::remove_tree(&data.path().join("scratch"))?;
     let scratch = data.subfolder("scratch")?;
-    let source =
-        sources::open(&args.source, slots, data.path(), scratch.clone(), preparation_log()).await?;
+    let source = sources::open(&args.source, slots, data.path(), scratch.clone(), preparation_log()).await?;
     let state = flatbed_coordinator::store::open(&data.state()).await.context("cannot open the state")?;
     let coordinator = CoordinatorOptions {
         codec: args.written.compress,

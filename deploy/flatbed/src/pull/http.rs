@@ -3,17 +3,23 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use reqwest::header::{AUTHORIZATION, HeaderMap, RETRY_AFTER};
 use reqwest::{RequestBuilder, Response, StatusCode, Url};
 
+/// Shortest `Retry-After` that is obeyed: zero, or a date that is past, would make a tight loop.
+const MIN_RETRY_AFTER: Duration = Duration::from_secs(1);
 /// Longest `Retry-After` that is obeyed: a longer one is taken for a mistake of the server.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(3_600);
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(600);
 /// A connection that gives nothing for this long is given up and tried again.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 /// Bytes of an error answer that are read to tell what was wrong.
 const MAX_ERROR_BODY: usize = 64 << 10;
+/// Bytes of one page of a manifest: some hundred thousand files.
+const MAX_MANIFEST: usize = 64 << 20;
+/// Characters of a server's text that are shown.
+const MAX_TEXT: usize = 1_000;
 /// Times in a row that a server may ask to wait before a request is given up.
 pub const MAX_THROTTLED: u32 = 100;
 
@@ -176,7 +182,7 @@ pub fn retry_after(headers: &HeaderMap) -> Option<Duration> {
             Duration::try_from(until).unwrap_or(Duration::ZERO)
         }
     };
-    Some(wait.min(MAX_RETRY_AFTER))
+    Some(wait.clamp(MIN_RETRY_AFTER, MAX_RETRY_AFTER))
 }
 
 /// An error of the connection, without the URL, which may be a secret.
@@ -202,18 +208,13 @@ pub struct Refusal {
 /// Reads an error answer.
 pub async fn refusal(mut response: Response) -> Refusal {
     let status = response.status();
-    let mut body = Vec::new();
-    while let Ok(Some(chunk)) = response.chunk().await {
-        body.extend_from_slice(&chunk);
-        if body.len() > MAX_ERROR_BODY {
-            break;
-        }
-    }
+    // A body that is too long or breaks off is not read as an outcome: the status then says it all.
+    let body = read_body(&mut response, MAX_ERROR_BODY).await.unwrap_or_default();
     let outcome: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
     let issues = outcome.get("issue").and_then(|issues| issues.as_array()).map_or(&[][..], Vec::as_slice);
     let text_of = |issue: &serde_json::Value| {
         let details = issue.pointer("/details/text").or_else(|| issue.get("diagnostics"));
-        details.and_then(|text| text.as_str()).map(str::to_owned)
+        details.and_then(|text| text.as_str()).map(printable)
     };
     let said: Vec<String> = issues.iter().filter_map(text_of).collect();
     let passing = |issue: &serde_json::Value| {
@@ -221,8 +222,38 @@ pub async fn refusal(mut response: Response) -> Refusal {
         matches!(code, "transient" | "lock-error" | "no-store" | "timeout" | "incomplete" | "throttled")
     };
     let transient = !issues.is_empty() && issues.iter().all(passing);
-    let text = if said.is_empty() { status.to_string() } else { format!("{status}: {}", said.join("; ")) };
+    let text = if said.is_empty() {
+        status.to_string()
+    } else {
+        format!("{status}: {}", printable(&said.join("; ")))
+    };
     Refusal { text, transient }
+}
+
+/// A page of a manifest.
+pub async fn manifest_page(mut response: Response) -> anyhow::Result<serde_json::Value> {
+    let body = read_body(&mut response, MAX_MANIFEST).await.context("the manifest cannot be read")?;
+    serde_json::from_slice(&body).context("the manifest is not valid JSON")
+}
+
+/// A whole body of at most this many bytes.
+async fn read_body(response: &mut Response, most: usize) -> anyhow::Result<Vec<u8>> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(|error| anyhow!(describe(error)))? {
+        if body.len() + chunk.len() > most {
+            bail!("it is longer than {}", crate::display::bytes(most as u64));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}
+
+/// A server's text as a terminal may show it: nothing that moves the cursor, changes colours, or turns the
+/// direction of what follows, and not without end.
+pub fn printable(text: &str) -> String {
+    let turns =
+        |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    text.chars().filter(|c| !c.is_control() && !turns(*c)).take(MAX_TEXT).collect()
 }
 
 #[cfg(test)]
@@ -239,9 +270,25 @@ mod tests {
         assert_eq!(wait("7"), Some(Duration::from_secs(7)));
         assert_eq!(wait("999999"), Some(MAX_RETRY_AFTER));
         assert_eq!(wait("soon"), None);
-        assert_eq!(wait("Sun, 06 Nov 1994 08:49:37 GMT"), Some(Duration::ZERO));
+        assert_eq!(wait("0"), Some(MIN_RETRY_AFTER));
+        assert_eq!(wait("Sun, 06 Nov 1994 08:49:37 GMT"), Some(MIN_RETRY_AFTER));
         assert_eq!(wait("Fri, 01 Jan 2100 00:00:00 GMT"), Some(MAX_RETRY_AFTER));
         assert_eq!(retry_after(&HeaderMap::new()), None);
+    }
+
+    #[test]
+    fn a_servers_text_does_nothing_to_the_terminal() {
+        assert_eq!(printable("a\u{1b}[31m\r\nb\u{9b}\u{202e}\u{e9}"), "a[31mb\u{e9}");
+        assert_eq!(printable(&"x".repeat(5_000)).len(), MAX_TEXT);
+    }
+
+    #[tokio::test]
+    async fn bodies_are_bounded() {
+        let respond = |size: usize| Response::from(axum::http::Response::new(vec![b' '; size]));
+        assert_eq!(read_body(&mut respond(10), 10).await.unwrap().len(), 10);
+        assert!(read_body(&mut respond(11), 10).await.unwrap_err().to_string().contains("longer than 10 B"));
+        assert!(!refusal(respond(MAX_ERROR_BODY + 1)).await.transient);
+        assert!(manifest_page(respond(MAX_MANIFEST + 1)).await.is_err());
     }
 
     #[test]

@@ -117,13 +117,21 @@ pub struct PulledFile {
     pub bytes: u64,
 }
 
+/// Makes the folder ready, or says why it cannot take a pull.
+///
+/// # Errors
+/// When the folder is complete, holds what is not of a pull, or cannot be written.
+pub fn prepare(out: &Path) -> anyhow::Result<()> {
+    folder::prepare(out, WORK)
+}
+
 /// Pulls an export into a folder. Dropping the future stops it; the same call goes on later.
 ///
 /// # Errors
 /// For people: what was wrong, with which file, and what to do.
 pub async fn run(options: &PullOptions, observer: &dyn PullObserver) -> anyhow::Result<PullReport> {
     let work = options.out.join(WORK);
-    folder::prepare(&options.out, WORK)?;
+    prepare(&options.out)?;
     let (journal, remembered) = Journal::open(&work.join("journal"))?;
     if remembered.accepted.is_none() {
         folder::require_only(&options.out, WORK)?;
@@ -144,7 +152,7 @@ pub async fn run(options: &PullOptions, observer: &dyn PullObserver) -> anyhow::
     drop(pull);
     folder::remove_tree(&options.out.join(WORK))?;
     let transaction_time =
-        local.get("transactionTime").and_then(Value::as_str).unwrap_or_default().to_owned();
+        http::printable(local.get("transactionTime").and_then(Value::as_str).unwrap_or_default());
     let files = manifest.entries.iter().zip(files).map(|(entry, file)| PulledFile {
         section: entry.section,
         file: file.file,
@@ -250,8 +258,7 @@ impl Pull<'_> {
             let response = self.http.send("status", true, build, waiting).await?;
             match response.status() {
                 StatusCode::OK => {
-                    let body = response.bytes().await.map_err(|error| anyhow!(http::describe(error)))?;
-                    return serde_json::from_slice(&body).context("the manifest is not valid JSON");
+                    return http::manifest_page(response).await;
                 }
                 StatusCode::ACCEPTED => {
                     failures = 0;
@@ -436,7 +443,7 @@ impl Shared<'_> {
 /// `X-Progress`, as far as the standard lets it be (100 characters, nothing that moves a terminal's cursor).
 fn progress_of(response: &Response) -> Option<String> {
     let text = response.headers().get(X_PROGRESS)?.to_str().ok()?;
-    Some(text.chars().filter(|c| !c.is_control()).take(100).collect())
+    Some(http::printable(text).chars().take(100).collect())
 }
 
 fn failed_export(status: StatusCode, text: &str) -> String {

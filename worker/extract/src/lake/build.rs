@@ -175,8 +175,10 @@ impl Build<'_> {
                 Err(error) => {
                     let message = format!("cannot be read: {error}");
                     collector.file_problem(listed, unit, &message).map_err(|error| disk_error(&error))?;
-                    let outcome = Outcome { types: BTreeSet::new(), content: 0, unread: true };
-                    self.enter(files, index, listed.stamp, outcome);
+                    match only {
+                        Some(_) => self.lose(files, index),
+                        None => self.enter(files, index, listed.stamp, Outcome::NOTHING),
+                    }
                     return Ok(());
                 }
             };
@@ -189,6 +191,10 @@ impl Build<'_> {
             if same && (only.is_none() || stamp == listed.stamp) {
                 if only.is_none() {
                     self.enter(files, index, stamp, outcome);
+                } else if outcome.unread {
+                    let message = "could not be read again to its end, some of it is left out";
+                    collector.file_problem(listed, unit, message).map_err(|error| disk_error(&error))?;
+                    self.lose(files, index);
                 }
                 return Ok(());
             }
@@ -199,6 +205,15 @@ impl Build<'_> {
             files.dead.lock().unwrap_or_else(PoisonError::into_inner).insert(unit);
         }
         Err(changed(listed))
+    }
+
+    /// Marks a known file that could not be read again. What it is known to hold stays known: lanes that are
+    /// shared with the generation before have rows of it.
+    fn lose(&self, files: &Files, index: usize) {
+        let mut entry = files.entries[index].lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(entry) = entry.as_mut() {
+            entry.unread = true;
+        }
     }
 
     fn enter(&self, files: &Files, index: usize, stamp: Stamp, outcome: Outcome) {

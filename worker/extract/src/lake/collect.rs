@@ -50,6 +50,11 @@ pub(super) struct Outcome {
     pub(super) unread: bool,
 }
 
+impl Outcome {
+    /// Of a file that could not be opened.
+    pub(super) const NOTHING: Outcome = Outcome { types: BTreeSet::new(), content: 0, unread: true };
+}
+
 /// What one thread collects.
 pub(super) struct Collector {
     spool: Spool,

@@ -34,6 +34,8 @@ mod testing;
 #[cfg(test)]
 mod tests_build;
 #[cfg(test)]
+mod tests_change;
+#[cfg(test)]
 mod tests_isolation;
 #[cfg(test)]
 mod tests_oracle;

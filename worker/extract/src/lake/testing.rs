@@ -60,6 +60,14 @@ impl TestLake {
         self.source().folder
     }
 
+    /// The one file of the index whose name starts like this.
+    pub(super) fn index_file(&self, start: &str) -> PathBuf {
+        let names: Vec<String> =
+            self.index_files().into_iter().filter(|name| name.starts_with(start)).collect();
+        assert_eq!(names.len(), 1, "{names:?}");
+        self.index_folder().join(&names[0])
+    }
+
     /// The names of the index's files.
     pub(super) fn index_files(&self) -> Vec<String> {
         let entries = std::fs::read_dir(self.index_folder()).unwrap();
