@@ -96,7 +96,7 @@ impl FromStr for PublicUrl {
         }
         // What follows the host must be a port that exists.
         let port = &authority.as_str()[host.len()..];
-        if !port.is_empty() && !authority.port_u16().is_some_and(|port| port > 0) {
+        if !port.is_empty() && authority.port_u16().is_none_or(|port| port == 0) {
             return wrong("its port is none");
         }
         let path = uri.path().trim_end_matches('/');

@@ -233,7 +233,16 @@ async fn kick_off(channel: Channel, level: Level) -> JobId {
         request_url: String::new(),
         idempotency_key: String::new(),
     };
-    let created = JobsClient::new(channel).create_job(request).await.unwrap().into_inner();
+    // A worker that is just starting has not read its source yet: clients try again.
+    let created = loop {
+        match JobsClient::new(channel.clone()).create_job(request.clone()).await {
+            Ok(created) => break created.into_inner(),
+            Err(status) if status.code() == tonic::Code::Unavailable => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            Err(status) => panic!("the kick-off is refused: {status}"),
+        }
+    };
     JobId(u128::from_be_bytes(created.job.as_ref().try_into().unwrap()))
 }
 
