@@ -30,6 +30,9 @@ use tonic::service::Routes;
 use crate::driver::{Driver, Event};
 use crate::store::{MetaStore, StoreError};
 
+/// How long an orderly stop waits for transactions in flight.
+const STOP_LIMIT: std::time::Duration = std::time::Duration::from_secs(8);
+
 /// Tells the time: wall clock, for records and expiry only.
 pub type Clock = Arc<dyn Fn() -> Instant + Send + Sync>;
 
@@ -123,9 +126,17 @@ impl Coordinator {
     /// Stops: transactions in flight end, nothing new is begun. Jobs go on with the next start.
     pub async fn stop(self) {
         let (done, stopped) = tokio::sync::oneshot::channel();
-        if self.events.send(Event::Shutdown(done)).await.is_ok() {
-            let _ = stopped.await;
+        let mut actor = self.actor;
+        let orderly = async {
+            if self.events.send(Event::Shutdown(done)).await.is_ok() {
+                let _ = stopped.await;
+            }
+            let _ = (&mut actor).await;
+        };
+        // A store that answers nothing must not keep the process: what is in flight is resolved by the next start.
+        if tokio::time::timeout(STOP_LIMIT, orderly).await.is_err() {
+            tracing::warn!("the state store did not answer in time; transactions in flight are left open");
+            actor.abort();
         }
-        let _ = self.actor.await;
     }
 }

@@ -257,7 +257,10 @@ pub(super) fn problems_file_name(number: u64, mark: u64) -> String {
 }
 
 /// The right to change an index; given back when dropped.
-pub(super) struct IndexLock(#[allow(dead_code)] File);
+pub(super) struct IndexLock {
+    /// Holds the lock.
+    _file: File,
+}
 
 impl IndexLock {
     fn file(folder: &Path) -> io::Result<File> {
@@ -268,7 +271,7 @@ impl IndexLock {
     pub(super) fn try_take(folder: &Path) -> io::Result<Option<IndexLock>> {
         let file = IndexLock::file(folder)?;
         match file.try_lock() {
-            Ok(()) => Ok(Some(IndexLock(file))),
+            Ok(()) => Ok(Some(IndexLock { _file: file })),
             Err(fs::TryLockError::WouldBlock) => Ok(None),
             Err(fs::TryLockError::Error(error)) => Err(error),
         }
@@ -278,7 +281,7 @@ impl IndexLock {
     pub(super) fn take(folder: &Path) -> io::Result<IndexLock> {
         let file = IndexLock::file(folder)?;
         file.lock()?;
-        Ok(IndexLock(file))
+        Ok(IndexLock { _file: file })
     }
 }
 
