@@ -147,24 +147,7 @@ fn internal() -> CallError {
 
 fn error_of(status: &Status) -> CallError {
     let code = code_of(status);
-    // Texts about the request are written for clients; others may name addresses or be a library's.
-    let for_clients = match code {
-        ErrorCode::Invalid
-        | ErrorCode::NotSupported
-        | ErrorCode::NotFound
-        | ErrorCode::Gone
-        | ErrorCode::Unauthenticated
-        | ErrorCode::Forbidden
-        | ErrorCode::Throttled
-        | ErrorCode::TooLarge => !status.message().is_empty(),
-        ErrorCode::Unavailable
-        | ErrorCode::Timeout
-        | ErrorCode::SourceFailed
-        | ErrorCode::SourceChanged
-        | ErrorCode::StorageFailed
-        | ErrorCode::Internal => false,
-    };
-    if for_clients {
+    if code.is_about_the_request() && !status.message().is_empty() {
         return CallError { code, text: status.message().to_owned() };
     }
     tracing::warn!(code = %code, grpc = ?status.code(), message = status.message(), "call to the coordinator failed");

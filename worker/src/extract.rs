@@ -364,11 +364,8 @@ impl References {
             return Ok(None);
         }
         self.spill()?;
-        let failed = |error: std::io::Error| io_error("writing references", &error);
-        let scratch = tempfile::tempfile_in(&extraction.context.options.scratch).map_err(failed)?;
-        let out = std::io::BufWriter::new(scratch);
-        let (out, keys) = self.builder.write(out).map_err(failed)?;
-        let mut file = out.into_inner().map_err(|error| failed(error.into_error()))?;
+        let scratch = &extraction.context.options.scratch;
+        let (mut file, keys) = upload::list_file(self.builder, scratch, "writing references")?;
         let mut output = extraction.output(OutputKind::References, extraction.lane.resource_type)?;
         let key = extraction.key(writer, &output);
         let pointer = upload::put_file(&extraction.context.objects, extraction.runtime, key, &mut file)?;

@@ -121,9 +121,7 @@ fn write_roster(
             }
         }
     }
-    let scratch = tempfile::tempfile_in(&context.options.scratch).map_err(failed)?;
-    let (out, len) = builder.write(std::io::BufWriter::new(scratch)).map_err(failed)?;
-    let mut file = out.into_inner().map_err(|error| failed(error.into_error()))?;
+    let (mut file, len) = upload::list_file(builder, &context.options.scratch, "sorting a roster")?;
     let key = layout::roster_object(&grant.root, grant.attempt, Nonce(random_u64()?));
     Ok(Some((upload::put_file(&context.objects, runtime, key, &mut file)?, len)))
 }

@@ -34,9 +34,7 @@ pub(crate) fn run(context: &Context, runtime: &Handle, running: &Running) -> Res
             }
         }
     }
-    let scratch = tempfile::tempfile_in(&context.options.scratch).map_err(failed)?;
-    let (out, len) = builder.write(std::io::BufWriter::new(scratch)).map_err(failed)?;
-    let mut file = out.into_inner().map_err(|error| failed(error.into_error()))?;
+    let (mut file, len) = upload::list_file(builder, &context.options.scratch, "merging references")?;
     let mut result = ResolveResult::default();
     if len > 0 && grant.round >= caps::MAX_ROUNDS {
         let text = format!(

@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
+use flatbed_extract::KeyListBuilder;
 use flatbed_extract::encode::Chunks;
 use flatbed_extract::keylist::BlockRead;
 use flatbed_types::caps;
@@ -134,6 +135,18 @@ pub(crate) fn put(
     upload.advance()?;
     let size = upload.seal()?;
     Ok(ObjectPointer { key, sha256, size })
+}
+
+/// Writes a key list to a file of the scratch folder; with how many keys it has.
+pub(crate) fn list_file(
+    builder: KeyListBuilder,
+    scratch: &std::path::Path,
+    doing: &str,
+) -> Result<(std::fs::File, u64), JobError> {
+    let failed = |error: io::Error| crate::io_error(doing, &error);
+    let file = tempfile::tempfile_in(scratch).map_err(failed)?;
+    let (out, keys) = builder.write(io::BufWriter::new(file)).map_err(failed)?;
+    Ok((out.into_inner().map_err(|error| failed(error.into_error()))?, keys))
 }
 
 /// Writes a scratch file as an object.

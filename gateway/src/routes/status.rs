@@ -145,22 +145,17 @@ fn failed(error: Option<&JobError>) -> Refusal {
 /// What a client is told: texts about its request as they are; of what happened inside, only the kind, since the
 /// text may name files and addresses of the server. Operators find it in the log and with `flatbed jobs show`.
 fn text_for_clients(error: &JobError) -> String {
+    if error.code.is_about_the_request() {
+        return error.message.clone();
+    }
     let general = match error.code {
-        ErrorCode::Invalid
-        | ErrorCode::NotSupported
-        | ErrorCode::NotFound
-        | ErrorCode::Gone
-        | ErrorCode::Unauthenticated
-        | ErrorCode::Forbidden
-        | ErrorCode::Throttled
-        | ErrorCode::TooLarge => return error.message.clone(),
         ErrorCode::SourceFailed => "the data could not be read",
         ErrorCode::SourceChanged => "the data changed while it was exported; start a new export",
         ErrorCode::StorageFailed => "the files of this export could not be stored",
         ErrorCode::Unavailable | ErrorCode::Timeout => {
             "something that the export needs could not be reached; start a new export"
         }
-        ErrorCode::Internal => "a defect of the server ended this export",
+        _ => "a defect of the server ended this export",
     };
     format!("{general}; the operator's log says more")
 }

@@ -107,6 +107,27 @@ impl ErrorCode {
         }
     }
 
+    /// Whether a message of this class speaks of the request itself, and so may be shown to whoever made it. Messages of
+    /// the other classes may name files and addresses of the server.
+    pub fn is_about_the_request(self) -> bool {
+        match self {
+            ErrorCode::Invalid
+            | ErrorCode::NotSupported
+            | ErrorCode::NotFound
+            | ErrorCode::Gone
+            | ErrorCode::Unauthenticated
+            | ErrorCode::Forbidden
+            | ErrorCode::Throttled
+            | ErrorCode::TooLarge => true,
+            ErrorCode::Unavailable
+            | ErrorCode::Timeout
+            | ErrorCode::SourceFailed
+            | ErrorCode::SourceChanged
+            | ErrorCode::StorageFailed
+            | ErrorCode::Internal => false,
+        }
+    }
+
     /// Whether the same request may succeed later.
     pub fn is_retryable(self) -> bool {
         match self {
