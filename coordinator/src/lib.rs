@@ -55,6 +55,15 @@ pub struct CoordinatorOptions {
     pub min_in_progress_ms: u64,
     /// How long the attempts of a silent worker stay allowed, in milliseconds.
     pub task_lease_ms: u64,
+    /// How long this coordinator's jobs stay its own when it falls silent, in milliseconds.
+    pub owner_lease_ms: u64,
+    /// The gRPC URL that other coordinators, gateways and workers reach this one at; empty when it serves its own
+    /// process only.
+    pub advertise: String,
+    /// Unfinished jobs of one client.
+    pub max_jobs: u32,
+    /// Data files of a job above which small ones are joined.
+    pub max_files: usize,
 }
 
 impl Default for CoordinatorOptions {
@@ -68,6 +77,10 @@ impl Default for CoordinatorOptions {
             retention_ms: caps::DEFAULT_RETENTION_MILLIS,
             min_in_progress_ms: caps::DEFAULT_MIN_IN_PROGRESS_MILLIS,
             task_lease_ms: caps::TASK_LEASE_MILLIS,
+            owner_lease_ms: caps::OWNER_LEASE_MILLIS,
+            advertise: String::new(),
+            max_jobs: caps::DEFAULT_MAX_JOBS,
+            max_files: caps::MAX_FILES,
         }
     }
 }
@@ -75,7 +88,12 @@ impl Default for CoordinatorOptions {
 impl CoordinatorOptions {
     fn job_settings(&self) -> Settings {
         let retention_ms = i64::try_from(self.retention_ms).unwrap_or(i64::MAX);
-        Settings { sizing: Sizing { target_bytes: self.target_file_size }, retention_ms }
+        Settings {
+            sizing: Sizing { target_bytes: self.target_file_size },
+            retention_ms,
+            max_files: self.max_files,
+            fold_commits: caps::FOLD_COMMITS,
+        }
     }
 }
 

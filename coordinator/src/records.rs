@@ -9,7 +9,7 @@ use flatbed_proto::{Malformed, frame};
 use flatbed_types::job::{JobRecord, StopKind};
 use flatbed_types::layout::{self, MetaKeys};
 use flatbed_types::task::{CommitRecord, Plan, TaskRecord};
-use flatbed_types::{Epoch, Instant, JobId, TaskId};
+use flatbed_types::{ClientId, Epoch, Instant, JobId, TaskId};
 
 use crate::StartError;
 use crate::driver::Context;
@@ -96,17 +96,28 @@ impl IdempotencyRecord {
     }
 }
 
-fn writes(keys: &MetaKeys, job: JobId, op: &Op) -> Vec<Write> {
+fn writes(keys: &MetaKeys, job: JobId, client: &ClientId, op: &Op) -> Vec<Write> {
     match op {
         Op::PutJob(record) => vec![put_job(keys, record)],
         Op::PutTask(task, record) => vec![Write::Put(keys.task(job, *task), encode(record))],
         Op::DeleteTask(task) => vec![Write::Delete(keys.task(job, *task))],
         Op::DeleteTasks => vec![Write::DeletePrefix(keys.tasks(job))],
         Op::PutCommit(number, record) => vec![Write::Put(keys.commit(job, *number), encode(record))],
-        Op::DeleteCommits => vec![Write::DeletePrefix(keys.commits(job))],
+        Op::DeleteCommits => {
+            vec![Write::DeletePrefix(keys.commits(job)), Write::DeletePrefix(keys.folds(job))]
+        }
+        Op::DeleteCommitRange(first, last) => {
+            vec![Write::DeleteRange(keys.commit(job, *first), keys.commit(job, last.saturating_add(1)))]
+        }
+        Op::PutFold(number, record) => vec![Write::Put(keys.fold(job, *number), encode(record))],
+        Op::DeleteMarker => vec![Write::Delete(keys.admitted(client, job))],
+        Op::Release => vec![Write::Delete(keys.owner(job))],
         Op::DeleteJob => vec![
             Write::DeletePrefix(keys.tasks(job)),
             Write::DeletePrefix(keys.commits(job)),
+            Write::DeletePrefix(keys.folds(job)),
+            Write::Delete(keys.owner(job)),
+            Write::Delete(keys.admitted(client, job)),
             Write::Delete(keys.stop(job)),
             Write::Delete(keys.fence(job)),
             Write::Delete(keys.job(job)),
@@ -115,7 +126,7 @@ fn writes(keys: &MetaKeys, job: JobId, op: &Op) -> Vec<Write> {
 }
 
 /// Proposes a job's transaction until its outcome is known (rule R2: unknown outcomes are re-proposed).
-pub(crate) async fn propose(context: &Context, job: JobId, txn: Txn) -> TxnOutcome {
+pub(crate) async fn propose(context: &Context, job: JobId, client: &ClientId, txn: Txn) -> TxnOutcome {
     let keys = context.keys();
     let after = fence_bytes(txn.epoch, txn.seq + 1);
     let mut transaction = Transaction {
@@ -127,7 +138,7 @@ pub(crate) async fn propose(context: &Context, job: JobId, txn: Txn) -> TxnOutco
     if txn.unless_stopped {
         transaction.compares.push(Compare::Absent(keys.stop(job)));
     }
-    transaction.writes.extend(txn.ops.iter().flat_map(|op| writes(&keys, job, op)));
+    transaction.writes.extend(txn.ops.iter().flat_map(|op| writes(&keys, job, client, op)));
     let mut uncertain = false;
     loop {
         match context.store.txn(transaction.clone()).await {
@@ -214,5 +225,5 @@ async fn load(context: &Context, keys: &MetaKeys, job: JobId, revision: u64) -> 
             plans.push(objects::read_control(context, pointer).await?);
         }
     }
-    Ok(Stored { record, plans, tasks, commits, stop })
+    Ok(Stored { record, plans, tasks, merges: None, commits, folds: BTreeMap::new(), stop })
 }

@@ -82,7 +82,9 @@ impl Services {
                     tracing::error!(%error, "state store does not answer");
                     let code = match error {
                         StoreError::Unknown(_) => ErrorCode::Timeout,
-                        StoreError::NotApplied(_) | StoreError::NoSuchRevision(_) => ErrorCode::Unavailable,
+                        StoreError::NotApplied(_)
+                        | StoreError::NoSuchRevision(_)
+                        | StoreError::LeaseEnded => ErrorCode::Unavailable,
                     };
                     return Err(to_status(code, "the state store does not answer; try again"));
                 }
@@ -313,6 +315,7 @@ impl Control for Services {
             heartbeat_ms: caps::HEARTBEAT_MILLIS as u32,
             pause_ms: 60_000,
             abandon_ms: caps::ABANDON_MILLIS as u32,
+            coordinator: String::new(),
         };
         let message = Some(wire::coordinator_message::Message::Welcome(welcome));
         sender.try_send(CoordinatorMessage { message }).map_err(|_| stopping())?;
@@ -380,6 +383,7 @@ fn event_of(session: SessionId, message: wire::worker_message::Message) -> Optio
             error: JobError { code: error_code_from(failed.code), message: failed.message },
         }),
         wire::worker_message::Message::Answer(answer) => Some(Event::Answered(answer)),
+        wire::worker_message::Message::Truncated(_) | wire::worker_message::Message::Declined(_) => None,
         wire::worker_message::Message::Goodbye(_) => Some(Event::Goodbye(session)),
     }
 }
@@ -415,5 +419,5 @@ fn response(answer: CommitAnswer) -> wire::CommitResponse {
         CommitAnswer::Refused(Refusal::Stopped) => (CommitVerdict::JobStopped, None),
         CommitAnswer::Retry => (CommitVerdict::Retry, None),
     };
-    wire::CommitResponse { verdict: verdict.into(), hi: hi.map(|hi| hi.to_wire()) }
+    wire::CommitResponse { verdict: verdict.into(), hi: hi.map(|hi| hi.to_wire()), owner: String::new() }
 }

@@ -79,6 +79,7 @@ impl Jobs {
             request: Some(kick_off.request.to_wire()),
             request_url: kick_off.request_url.to_owned(),
             idempotency_key: kick_off.idempotency_key.to_owned(),
+            job: bytes::Bytes::new(),
         };
         let mut client = self.0.clone();
         let answer = call(CREATE, client.create_job(message)).await?;
@@ -89,7 +90,9 @@ impl Jobs {
     /// One job; `None` when there is none or it has been stopped.
     pub async fn get(&self, job: JobId) -> Result<Option<JobView>, CallError> {
         let mut client = self.0.clone();
-        let answer = call(CALL, client.get_job(wire::GetJobRequest { job: u128_bytes(job.0) })).await;
+        let answer =
+            call(CALL, client.get_job(wire::GetJobRequest { job: u128_bytes(job.0), local_only: false }))
+                .await;
         match answer {
             Ok(answer) => view(answer).map(Some),
             Err(error) if error.code == ErrorCode::NotFound => Ok(None),

@@ -24,6 +24,7 @@ impl Wire for JobState {
             JobState::Cancelled => wire::JobState::Cancelled,
             JobState::Deleting => wire::JobState::Deleting,
             JobState::Gone => wire::JobState::Gone,
+            JobState::Merging => wire::JobState::Merging,
         };
         state.into()
     }
@@ -38,6 +39,7 @@ impl Wire for JobState {
             Ok(wire::JobState::Cancelled) => Ok(JobState::Cancelled),
             Ok(wire::JobState::Deleting) => Ok(JobState::Deleting),
             Ok(wire::JobState::Gone) => Ok(JobState::Gone),
+            Ok(wire::JobState::Merging) => Ok(JobState::Merging),
             Ok(wire::JobState::Unspecified) | Err(_) => Err(Malformed("job.state")),
         }
     }
@@ -71,6 +73,7 @@ impl Wire for JobRecord {
             roster: self.roster.as_ref().map(Wire::to_wire),
             plans: each_to_wire(&self.plans),
             key_lists: each_to_wire(&self.key_lists),
+            merges: self.merges.as_ref().map(Wire::to_wire),
             estimate: Some(self.estimate.to_wire()),
             manifest: self.manifest.as_ref().map(Wire::to_wire),
             result: Some(self.result.to_wire()),
@@ -94,6 +97,7 @@ impl Wire for JobRecord {
             roster: optional(message.roster)?,
             plans: each(message.plans)?,
             key_lists: each(message.key_lists)?,
+            merges: optional(message.merges)?,
             estimate: required(message.estimate, "job.estimate")?,
             manifest: optional(message.manifest)?,
             result: required(message.result, "job.result")?,

@@ -1,8 +1,10 @@
 //! Strict conversions of plans, tasks and commits.
 
 use bytes::Bytes;
+use flatbed_types::layout::Writer;
 use flatbed_types::task::{
-    Attempt, CommitRecord, Hint, LaneSurvey, OutputObject, Plan, PlannedTask, RowCounts, TaskKind, TaskRecord,
+    Attempt, CommitRecord, FoldRecord, Hint, LaneSurvey, MergeInput, MergePlan, MergeTask, OutputObject,
+    Plan, PlannedTask, RowCounts, TaskKind, TaskRecord,
 };
 use flatbed_types::{AttemptId, Nonce, SessionId, TaskId, Token};
 
@@ -17,6 +19,10 @@ pub fn kind_to_wire(kind: &TaskKind) -> (i32, Option<wire::Lane>) {
         TaskKind::Plan => (wire::TaskKind::Plan.into(), None),
         TaskKind::Extract(lane) => (wire::TaskKind::Extract.into(), Some(lane.to_wire())),
         TaskKind::Resolve => (wire::TaskKind::Resolve.into(), None),
+        TaskKind::Merge(resource_type) => {
+            let lane = wire::Lane { resource_type: resource_type.name().to_owned(), section: 0 };
+            (wire::TaskKind::Merge.into(), Some(lane))
+        }
     }
 }
 
@@ -26,6 +32,10 @@ pub fn kind_from_wire(kind: i32, lane: Option<wire::Lane>) -> Result<TaskKind, M
         Ok(wire::TaskKind::Plan) => Ok(TaskKind::Plan),
         Ok(wire::TaskKind::Extract) => Ok(TaskKind::Extract(required(lane, "task.lane")?)),
         Ok(wire::TaskKind::Resolve) => Ok(TaskKind::Resolve),
+        Ok(wire::TaskKind::Merge) => {
+            let lane = lane.ok_or(Malformed("task.lane"))?;
+            Ok(TaskKind::Merge(type_from(&lane.resource_type)?))
+        }
         Ok(wire::TaskKind::Unspecified) | Err(_) => Err(Malformed("task.kind")),
     }
 }
@@ -123,6 +133,7 @@ impl Wire for CommitRecord {
             outputs: each_to_wire(&self.outputs),
             rows: Some(self.rows.to_wire()),
             fingerprint: u128_bytes(self.fingerprint),
+            replaces: self.replaces.iter().map(|nonce| nonce.0).collect(),
         }
     }
     fn from_wire(message: wire::CommitRecord) -> Result<Self, Malformed> {
@@ -135,7 +146,53 @@ impl Wire for CommitRecord {
             outputs: each(message.outputs)?,
             rows: required(message.rows, "commit.rows")?,
             fingerprint: u128_from(&message.fingerprint, "commit.fingerprint")?,
+            replaces: message.replaces.into_iter().map(Nonce).collect(),
         })
+    }
+}
+
+impl Wire for MergeInput {
+    type Message = wire::MergeInput;
+    fn to_wire(&self) -> wire::MergeInput {
+        let Writer { task, attempt, segment } = self.writer;
+        wire::MergeInput { task: task.0, attempt: attempt.0, segment, output: Some(self.output.to_wire()) }
+    }
+    fn from_wire(message: wire::MergeInput) -> Result<Self, Malformed> {
+        let wire::MergeInput { task, attempt, segment, output } = message;
+        let writer = Writer { task: TaskId(task), attempt: AttemptId(attempt), segment };
+        Ok(MergeInput { writer, output: required(output, "merge.output")? })
+    }
+}
+
+impl Wire for MergeTask {
+    type Message = wire::MergeTask;
+    fn to_wire(&self) -> wire::MergeTask {
+        let resource_type = self.resource_type.name().to_owned();
+        wire::MergeTask { resource_type, inputs: each_to_wire(&self.inputs) }
+    }
+    fn from_wire(message: wire::MergeTask) -> Result<Self, Malformed> {
+        Ok(MergeTask { resource_type: type_from(&message.resource_type)?, inputs: each(message.inputs)? })
+    }
+}
+
+impl Wire for MergePlan {
+    type Message = wire::MergePlan;
+    fn to_wire(&self) -> wire::MergePlan {
+        wire::MergePlan { first_task: self.first_task, tasks: each_to_wire(&self.tasks) }
+    }
+    fn from_wire(message: wire::MergePlan) -> Result<Self, Malformed> {
+        Ok(MergePlan { first_task: message.first_task, tasks: each(message.tasks)? })
+    }
+}
+
+impl Wire for FoldRecord {
+    type Message = wire::FoldRecord;
+    fn to_wire(&self) -> wire::FoldRecord {
+        wire::FoldRecord { object: Some(self.object.to_wire()), first: self.first, last: self.last }
+    }
+    fn from_wire(message: wire::FoldRecord) -> Result<Self, Malformed> {
+        let wire::FoldRecord { object, first, last } = message;
+        Ok(FoldRecord { object: required(object, "fold.object")?, first, last })
     }
 }
 

@@ -8,6 +8,7 @@ pub mod convert;
 pub mod convert_job;
 pub mod convert_task;
 pub mod frame;
+pub mod reach;
 pub mod status;
 
 /// Generated code, in the shape of the protobuf packages. Fields are documented in `proto/schema`.

@@ -87,7 +87,7 @@ fn decide(response: CommitResponse) -> Option<Decided> {
     match response.verdict() {
         CommitVerdict::Accepted => Some(Decided::Counts(hi)),
         CommitVerdict::Duplicate => Some(Decided::Counts(None)),
-        CommitVerdict::Retry | CommitVerdict::Unspecified => None,
+        CommitVerdict::Retry | CommitVerdict::NotOwner | CommitVerdict::Unspecified => None,
         CommitVerdict::LoMismatch
         | CommitVerdict::BeyondHi
         | CommitVerdict::NotAllowed

@@ -123,6 +123,7 @@ impl Extraction<'_> {
             outputs,
             rows,
             fingerprint,
+            replaces: Vec::new(),
         };
         let request = CommitRequest {
             job: u128_bytes(grant.job.0),

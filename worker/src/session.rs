@@ -205,6 +205,8 @@ impl Session {
             attempt: running.grant.attempt.0,
             uncommitted: Some(running.uncommitted().to_wire()),
             note: running.note(),
+            written: None,
+            left_bytes: 0,
         };
         lock(&self.running).values().map(report).collect()
     }
@@ -238,6 +240,9 @@ impl Session {
                 self.accept(grant);
                 return true;
             }
+            coordinator_message::Message::Truncate(_)
+            | coordinator_message::Message::Yield(_)
+            | coordinator_message::Message::Situation(_) => {}
             coordinator_message::Message::Ask(ask) => {
                 let sender = sender.clone();
                 tokio::spawn(async move {

@@ -137,6 +137,7 @@ pub(crate) async fn run(context: Arc<Context>, running: Arc<Running>) -> End {
             TaskKind::Extract(lane) => extract::run(&context, &runtime, &running, lane),
             TaskKind::Plan => planning::run(&context, &runtime, &running),
             TaskKind::Resolve => resolve::run(&context, &runtime, &running),
+            TaskKind::Merge(_) => Err(internal("merge tasks are not known")),
         }
     };
     match context.threads.run(work).await {

@@ -52,7 +52,7 @@ pub fn permille(state: JobState, rounds: &[RoundProgress]) -> u32 {
     let value = match state {
         JobState::Planning => 0,
         JobState::Running | JobState::Resolving => running,
-        JobState::Finalizing => FIRST_ROUND + LATER_ROUNDS,
+        JobState::Merging | JobState::Finalizing => FIRST_ROUND + LATER_ROUNDS,
         JobState::Complete | JobState::Deleting | JobState::Gone => 1000,
         JobState::Failed | JobState::Cancelled => running,
     };

@@ -20,7 +20,13 @@ pub(super) fn perform(driver: &mut Driver, id: JobId, output: Output) {
     match output {
         Output::Propose(txn) => {
             driver.proposing += 1;
-            spawn(driver, id, async move { Input::TxnDone(records::propose(&context, id, txn).await) });
+            let Some(job) = driver.jobs.get(&id) else { return };
+            let client = job.durable_record().client.clone();
+            spawn(
+                driver,
+                id,
+                async move { Input::TxnDone(records::propose(&context, id, &client, txn).await) },
+            );
         }
         Output::Grant(holder, spec) => grant(driver, id, &holder, *spec),
         Output::Revoke(holder, attempt) => {
@@ -44,6 +50,8 @@ pub(super) fn perform(driver: &mut Driver, id: JobId, output: Output) {
                 async move { Input::ObjectsDeleted(objects::delete_all(&context, &root).await) },
             );
         }
+        Output::WriteMergePlan(_) | Output::WriteLedger(..) | Output::VerifyObjects(_) => {}
+        Output::Released => drop(driver.jobs.remove(&id)),
         Output::StateChanged(state) => state_changed(driver, id, state, root),
         Output::Lost => {
             tracing::warn!(job = %id, "job is owned by another coordinator now");
@@ -115,6 +123,7 @@ fn grant_message(driver: &Driver, record: &JobRecord, holder: &Holder, spec: Gra
         keys: keys.map(Wire::to_wire),
         sidecars: each_to_wire(&spec.sidecars),
         known_keys: each_to_wire(&record.key_lists),
+        merge_inputs: each_to_wire(&spec.merge_inputs),
         output: Some(lease_wire::Output {
             root: objects::root_of(&driver.context, record),
             codec: record.codec.to_wire(),

@@ -149,8 +149,9 @@ async fn agrees_with_a_map(store: &dyn MetaStore) {
         assert_eq!(applied, holds, "step {step}");
         if holds {
             match write {
-                Write::Put(key, value) => drop(model.insert(key, value)),
+                Write::Put(key, value) | Write::PutLeased(key, value, _) => drop(model.insert(key, value)),
                 Write::Delete(key) => drop(model.remove(&key)),
+                Write::DeleteRange(from, to) => model.retain(|key, _| *key < from || *key >= to),
                 Write::DeletePrefix(prefix) => model.retain(|key, _| !key.starts_with(&prefix)),
             }
         }

@@ -8,11 +8,12 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
 
-use super::{Compare, Entry, MetaStore, Outcome, Revision, StoreError, Transaction, Write};
+use super::{Compare, Entry, LeaseId, MetaStore, Outcome, Revision, StoreError, Transaction, Watch, Write};
 
 const ENTRIES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("entries");
 const REVISION: TableDefinition<'_, (), u64> = TableDefinition::new("revision");
@@ -76,8 +77,11 @@ impl State {
         let mut effects = Effects::new();
         for write in writes {
             match write {
-                Write::Put(key, value) => drop(effects.insert(key, Some(value))),
+                Write::Put(key, value) | Write::PutLeased(key, value, _) => {
+                    drop(effects.insert(key, Some(value)));
+                }
                 Write::Delete(key) => drop(effects.insert(key, None)),
+                Write::DeleteRange(..) => {}
                 Write::DeletePrefix(prefix) => {
                     let stored: Vec<Vec<u8>> =
                         starting_with(&self.map, &prefix).map(|(k, _)| k.clone()).collect();
@@ -221,6 +225,22 @@ impl MetaStore for LocalStore {
         let run = move || state.lock().unwrap_or_else(PoisonError::into_inner).range(&prefix, at);
         let joined = tokio::task::spawn_blocking(run).await;
         joined.map_err(|error| StoreError::NotApplied(format!("state store: {error}")))?
+    }
+
+    async fn grant_lease(&self, _ttl: Duration) -> Result<LeaseId, StoreError> {
+        Err(StoreError::LeaseEnded)
+    }
+
+    async fn keep_alive(&self, _lease: LeaseId) -> Result<(), StoreError> {
+        Err(StoreError::LeaseEnded)
+    }
+
+    async fn revoke_lease(&self, _lease: LeaseId) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    async fn watch(&self, _prefixes: &[Vec<u8>], after: Revision) -> Result<Watch, StoreError> {
+        Err(StoreError::NoSuchRevision(after))
     }
 }
 

@@ -8,12 +8,34 @@ pub mod conformance;
 mod local;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::stream::BoxStream;
 pub use local::LocalStore;
 
 /// A version of the whole store; grows with every applied transaction that writes.
 pub type Revision = u64;
+
+/// A lease: keys put with it go when it ends. Leases decide when somebody tries, never whether a write counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LeaseId(pub i64);
+
+/// A key that changed, and its value since (`None`: removed).
+pub type Event = (Vec<u8>, Option<Vec<u8>>);
+
+/// The events of one revision, in key order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Events {
+    /// The revision.
+    pub revision: Revision,
+    /// What changed.
+    pub events: Vec<Event>,
+}
+
+/// Changes as they happen. An error, or the end, means that changes may have been missed: list again at a revision
+/// and watch from there.
+pub type Watch = BoxStream<'static, Result<Events, StoreError>>;
 
 /// A condition of a transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,10 +51,14 @@ pub enum Compare {
 pub enum Write {
     /// Sets a key.
     Put(Vec<u8>, Vec<u8>),
+    /// Sets a key that goes when the lease ends.
+    PutLeased(Vec<u8>, Vec<u8>, LeaseId),
     /// Removes a key, if it is there.
     Delete(Vec<u8>),
     /// Removes all keys that start with this.
     DeletePrefix(Vec<u8>),
+    /// Removes all keys from the first (included) to the second (excluded).
+    DeleteRange(Vec<u8>, Vec<u8>),
 }
 
 /// All or nothing: if every comparison holds, the writes apply; else the reads are answered.
@@ -70,6 +96,9 @@ pub enum StoreError {
     /// The revision asked for is no longer kept, or not reached yet.
     #[error("revision {0} is not available")]
     NoSuchRevision(Revision),
+    /// The lease has ended; certainly without effect.
+    #[error("the lease has ended")]
+    LeaseEnded,
 }
 
 /// A metadata store.
@@ -80,6 +109,24 @@ pub trait MetaStore: Send + Sync {
 
     /// The entries whose keys start with `prefix`, ordered, at a revision or now; with the revision they are of.
     async fn range(&self, prefix: &[u8], at: Option<Revision>) -> Result<(Revision, Vec<Entry>), StoreError>;
+
+    /// Starts a lease of at least this time (stores round up). Counted on the store's own clock.
+    async fn grant_lease(&self, ttl: Duration) -> Result<LeaseId, StoreError>;
+
+    /// Starts the time of a lease anew.
+    ///
+    /// # Errors
+    /// `LeaseEnded` when there is no such lease any more.
+    async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError>;
+
+    /// Ends a lease and removes its keys. Ending one that has ended is no error.
+    async fn revoke_lease(&self, lease: LeaseId) -> Result<(), StoreError>;
+
+    /// Changes of keys that start with one of `prefixes`, from the first revision after `after` on.
+    ///
+    /// # Errors
+    /// `NoSuchRevision` when changes since `after` are no longer kept.
+    async fn watch(&self, prefixes: &[Vec<u8>], after: Revision) -> Result<Watch, StoreError>;
 }
 
 /// Opens a store: `memory:` or `redb:FILE`.

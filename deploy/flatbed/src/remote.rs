@@ -110,6 +110,7 @@ impl JobsApi {
             request: Some(request.to_wire()),
             request_url: request_url.to_owned(),
             idempotency_key: String::new(),
+            job: bytes::Bytes::new(),
         };
         let answer = self.0.clone().create_job(message).await?.into_inner();
         u128_from(&answer.job, "job").map(JobId).map_err(malformed)
@@ -117,13 +118,14 @@ impl JobsApi {
 
     /// One job.
     pub async fn get(&self, job: JobId) -> Result<JobView, RemoteError> {
-        let answer = self.0.clone().get_job(wire::GetJobRequest { job: u128_bytes(job.0) }).await?;
+        let answer =
+            self.0.clone().get_job(wire::GetJobRequest { job: u128_bytes(job.0), local_only: false }).await?;
         JobView::from_wire(answer.into_inner().job.unwrap_or_default()).map_err(malformed)
     }
 
     /// Jobs, newest first.
     pub async fn list(&self, limit: u32) -> Result<Vec<JobView>, RemoteError> {
-        let answer = self.0.clone().list_jobs(wire::ListJobsRequest { limit }).await?;
+        let answer = self.0.clone().list_jobs(wire::ListJobsRequest { limit, local_only: false }).await?;
         let views = answer.into_inner().jobs.into_iter().map(JobView::from_wire);
         views.collect::<Result<_, _>>().map_err(malformed)
     }

@@ -232,6 +232,7 @@ async fn kick_off(channel: Channel, level: Level) -> JobId {
         request: Some(ExportRequest::everything(level).to_wire()),
         request_url: String::new(),
         idempotency_key: String::new(),
+        job: bytes::Bytes::new(),
     };
     // A worker that is just starting has not read its source yet: clients try again.
     let created = loop {
@@ -247,7 +248,7 @@ async fn kick_off(channel: Channel, level: Level) -> JobId {
 }
 
 async fn view(channel: &Channel, job: JobId) -> (JobRecord, wire::JobView) {
-    let request = wire::GetJobRequest { job: u128_bytes(job.0) };
+    let request = wire::GetJobRequest { job: u128_bytes(job.0), local_only: false };
     let view = JobsClient::new(channel.clone()).get_job(request).await.unwrap().into_inner().job.unwrap();
     (JobRecord::from_wire(view.record.clone().unwrap()).unwrap(), view)
 }
@@ -345,6 +346,7 @@ async fn a_stopped_job_leaves_no_object_and_an_idempotency_key_repeats_one() {
         request: Some(ExportRequest::everything(Level::System).to_wire()),
         request_url: String::new(),
         idempotency_key: "k".to_owned(),
+        job: bytes::Bytes::new(),
     };
     let first = jobs.create_job(request.clone()).await.unwrap().into_inner();
     let again = jobs.create_job(request).await.unwrap().into_inner();
@@ -353,7 +355,8 @@ async fn a_stopped_job_leaves_no_object_and_an_idempotency_key_repeats_one() {
     let record = complete(cluster.channel(), job).await;
     assert!(record.expires.is_some_and(|expires| expires > Instant::from_millis(0)));
     jobs.stop_job(wire::StopJobRequest { job: first.job.clone() }).await.unwrap();
-    let gone = jobs.get_job(wire::GetJobRequest { job: first.job.clone() }).await.unwrap_err();
+    let gone =
+        jobs.get_job(wire::GetJobRequest { job: first.job.clone(), local_only: false }).await.unwrap_err();
     assert_eq!(gone.code(), tonic::Code::NotFound);
     assert_eq!(
         jobs.stop_job(wire::StopJobRequest { job: first.job }).await.unwrap_err().code(),

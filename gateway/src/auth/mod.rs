@@ -75,6 +75,7 @@ pub fn decide(client: &ClientId, action: Action<'_>, job: Option<&JobFacts>, now
             JobState::Planning
             | JobState::Running
             | JobState::Resolving
+            | JobState::Merging
             | JobState::Finalizing
             | JobState::Failed,
             _,
@@ -92,6 +93,7 @@ mod tests {
         JobState::Planning,
         JobState::Running,
         JobState::Resolving,
+        JobState::Merging,
         JobState::Finalizing,
         JobState::Complete,
         JobState::Failed,

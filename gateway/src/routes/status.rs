@@ -39,9 +39,11 @@ pub(super) async fn status(
 async fn poll(app: &Shared, job: &str) -> Result<Response, Refusal> {
     let view = app.guarded_job(job, Action::ReadStatus).await?;
     match view.record.state {
-        JobState::Planning | JobState::Running | JobState::Resolving | JobState::Finalizing => {
-            Ok(in_progress(&view))
-        }
+        JobState::Planning
+        | JobState::Running
+        | JobState::Resolving
+        | JobState::Merging
+        | JobState::Finalizing => Ok(in_progress(&view)),
         JobState::Complete => complete(app, &view).await,
         JobState::Failed => Err(failed(view.record.error.as_ref())),
         // The guard has refused these.

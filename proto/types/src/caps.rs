@@ -83,3 +83,37 @@ pub const DEFAULT_MIN_IN_PROGRESS_MILLIS: u64 = 1_000;
 /// Largest protobuf message between the roles. Plans and lists travel as objects; the longest message names the
 /// sidecars of a round to a resolve task, some 170 bytes each.
 pub const MAX_MESSAGE: usize = 64 << 20;
+
+/// Data files of one job (`decisions.md` 2): above it small files are joined by merge tasks.
+pub const MAX_FILES: usize = 50_000;
+
+/// Files that one merge task joins: their names travel in one grant, about 100 bytes each.
+pub const MAX_MERGE_INPUTS: usize = 4_096;
+
+/// Commits in the store above which they are folded into an object (`coordination.md` 3.3): 4,096 of at most 450
+/// bytes are 1.9 MB.
+pub const FOLD_COMMITS: usize = 4_096;
+
+/// How long commits stay in the store before they are folded even when they are few.
+pub const FOLD_MILLIS: u64 = 300_000;
+
+/// Folds happen by time only from this many commits on: a small job needs none.
+pub const MIN_FOLD_COMMITS: usize = 512;
+
+/// How long a coordinator that says nothing keeps its jobs (`--owner-lease-ttl`).
+pub const OWNER_LEASE_MILLIS: u64 = 5_000;
+
+/// How often a coordinator renews its lease.
+pub const OWNER_KEEPALIVE_MILLIS: u64 = 1_500;
+
+/// Jobs of at most this many tasks are small: they may use the reserved slots (`coordination.md` 5.5).
+pub const SMALL_JOB_TASKS: u32 = 64;
+
+/// Of so many slots, one is kept for small jobs.
+pub const RESERVED_SLOT_EVERY: u32 = 10;
+
+/// A worker stops reading when no coordinator has acknowledged a heartbeat for this long (`coordination.md` 5.3).
+pub const PAUSE_MILLIS: u64 = 60_000;
+
+/// Unfinished jobs of one client, unless the operator says otherwise.
+pub const DEFAULT_MAX_JOBS: u32 = 16;

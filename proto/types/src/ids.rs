@@ -160,6 +160,13 @@ text_id!(
 );
 
 text_id!(
+    /// One start of a coordinator: `coo_` and up to 64 letters, digits, `-`, `_` or `.`.
+    CoordinatorId,
+    "coordinator",
+    |text| text.strip_prefix("coo_").is_some_and(|name| is_name(name, 64))
+);
+
+text_id!(
     /// A registered client of the HTTP side: 1 to 128 letters, digits, `-`, `_` or `.`. A tenant is a client.
     ClientId,
     "client",

@@ -11,6 +11,8 @@ pub enum JobState {
     Running,
     /// All tasks of a round are done; the supporting resources they refer to are being listed.
     Resolving,
+    /// All rows are committed; small files are being joined.
+    Merging,
     /// All tasks are done; the manifest is being written.
     Finalizing,
     /// The manifest is written and never changes.
@@ -29,7 +31,11 @@ impl JobState {
     /// Whether work on the result has ended, one way or the other.
     pub fn is_terminal(self) -> bool {
         match self {
-            JobState::Planning | JobState::Running | JobState::Resolving | JobState::Finalizing => false,
+            JobState::Planning
+            | JobState::Running
+            | JobState::Resolving
+            | JobState::Merging
+            | JobState::Finalizing => false,
             JobState::Complete
             | JobState::Failed
             | JobState::Cancelled
@@ -108,6 +114,8 @@ pub struct JobRecord {
     pub plans: Vec<ObjectPointer>,
     /// For each round from the second on, the sorted keys of supporting resources that it looks up.
     pub key_lists: Vec<ObjectPointer>,
+    /// The plan of merge tasks, where small files are joined.
+    pub merges: Option<ObjectPointer>,
     /// Expected rows and bytes of all rounds planned so far.
     pub estimate: Volume,
     /// The manifest; set with `Complete`.
@@ -144,6 +152,7 @@ impl JobRecord {
             roster: None,
             plans: Vec::new(),
             key_lists: Vec::new(),
+            merges: None,
             estimate: Volume::default(),
             manifest: None,
             result: Volume::default(),

@@ -9,6 +9,11 @@
 //! | `x/<job>` | stop request, create-only | any coordinator |
 //! | `t/<job>/<task>` | task record, only while it differs from the plan | owner |
 //! | `g/<job>/<seq>` | commit record | owner |
+//! | `s/<job>/<n>` | commits that were folded into an object | owner |
+//! | `o/<job>` | who owns the job; on the owner's lease | owner |
+//! | `c/<coordinator>` | address of a live coordinator; on its own lease | coordinator |
+//! | `q/<client>` | ticket: changes with every job admitted for the client | any coordinator |
+//! | `q/<client>/<job>` | marker of an unfinished job of the client | any coordinator; its owner removes it |
 //! | `i/<client>/<key hash>` | job of an idempotency key | any coordinator |
 //!
 //! Objects, below the output root and `<cluster>/<tenant>/<job>/`:
@@ -22,10 +27,12 @@
 //! | `plan/roster-<attempt>-<nonce>.keys` | sorted patient ids |
 //! | `plan/keys-<round>-<attempt>-<nonce>.keys` | sorted supporting keys of a round |
 //! | `plan/<round>-<sha256>.pb` | a plan |
+//! | `plan/merge-<sha256>.pb` | the plan of merge tasks |
+//! | `ledger/<n>-<sha256>.pb` | folded commits |
 //! | `manifest/<sha256>.pb` | the manifest |
 
 use crate::task::{CommitRecord, OutputKind, OutputObject};
-use crate::{AttemptId, ClientId, Codec, JobId, Nonce, TaskId};
+use crate::{AttemptId, ClientId, Codec, CoordinatorId, JobId, Nonce, TaskId};
 
 /// Version of the stored format; a newer one is never touched by older code.
 pub const FORMAT: u32 = 1;
@@ -84,6 +91,56 @@ impl MetaKeys {
     /// What all commit records of a job start with.
     pub fn commits(&self, job: JobId) -> Vec<u8> {
         format!("{}/", self.with_job("g", job)).into_bytes()
+    }
+
+    /// A fold of commits.
+    pub fn fold(&self, job: JobId, number: u32) -> Vec<u8> {
+        format!("{}/{number:08x}", self.with_job("s", job)).into_bytes()
+    }
+
+    /// What all folds of a job start with.
+    pub fn folds(&self, job: JobId) -> Vec<u8> {
+        format!("{}/", self.with_job("s", job)).into_bytes()
+    }
+
+    /// The owner of a job.
+    pub fn owner(&self, job: JobId) -> Vec<u8> {
+        self.with_job("o", job).into_bytes()
+    }
+
+    /// What all owner keys start with.
+    pub fn owners(&self) -> Vec<u8> {
+        format!("{}o/", self.prefix).into_bytes()
+    }
+
+    /// What all stop requests start with.
+    pub fn stops(&self) -> Vec<u8> {
+        format!("{}x/", self.prefix).into_bytes()
+    }
+
+    /// A live coordinator.
+    pub fn coordinator(&self, coordinator: &CoordinatorId) -> Vec<u8> {
+        format!("{}c/{coordinator}", self.prefix).into_bytes()
+    }
+
+    /// What the keys of all live coordinators start with.
+    pub fn coordinators(&self) -> Vec<u8> {
+        format!("{}c/", self.prefix).into_bytes()
+    }
+
+    /// The ticket of a client: whoever admits a job for it compares and changes it.
+    pub fn ticket(&self, client: &ClientId) -> Vec<u8> {
+        format!("{}q/{client}", self.prefix).into_bytes()
+    }
+
+    /// The marker of an unfinished job of a client.
+    pub fn admitted(&self, client: &ClientId, job: JobId) -> Vec<u8> {
+        format!("{}q/{client}/{:032x}", self.prefix, job.0).into_bytes()
+    }
+
+    /// What the markers of a client's unfinished jobs start with.
+    pub fn admitted_of(&self, client: &ClientId) -> Vec<u8> {
+        format!("{}q/{client}/", self.prefix).into_bytes()
     }
 
     /// The job of an idempotency key, by its hash.
@@ -167,6 +224,16 @@ pub fn key_list_object(root: &str, round: u32, attempt: AttemptId, nonce: Nonce)
 /// The key of a plan.
 pub fn plan_object(root: &str, round: u32, sha256_hex: &str) -> String {
     format!("{root}/plan/{round}-{sha256_hex}.pb")
+}
+
+/// The key of a plan of merge tasks.
+pub fn merge_plan_object(root: &str, sha256_hex: &str) -> String {
+    format!("{root}/plan/merge-{sha256_hex}.pb")
+}
+
+/// The key of folded commits.
+pub fn ledger_object(root: &str, number: u32, sha256_hex: &str) -> String {
+    format!("{root}/ledger/{number}-{sha256_hex}.pb")
 }
 
 /// The key of a manifest.

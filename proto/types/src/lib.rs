@@ -19,7 +19,7 @@ pub mod resource_type;
 pub mod task;
 
 pub use error_code::ErrorCode;
-pub use ids::{AttemptId, ClientId, Epoch, JobId, Nonce, SessionId, TaskId, Token, WorkerId};
+pub use ids::{AttemptId, ClientId, CoordinatorId, Epoch, JobId, Nonce, SessionId, TaskId, Token, WorkerId};
 pub use instant::Instant;
 pub use lane::{Lane, Section};
 pub use position::{KeyRange, Position};

@@ -1,5 +1,6 @@
 //! Plans, tasks, attempts and commits: the records of `coordination.md` sections 3 to 7.
 
+use crate::layout::Writer;
 use crate::{AttemptId, KeyRange, Lane, Nonce, ResourceType, SessionId, TaskId, Token, WorkerId};
 
 /// What a task does.
@@ -12,6 +13,8 @@ pub enum TaskKind {
     Extract(Lane),
     /// Merges the reference sidecars of one round into one sorted list of supporting keys.
     Resolve,
+    /// Joins small committed files of this type into one; `OperationOutcome` stands for the outcome files.
+    Merge(ResourceType),
 }
 
 /// A try at a task that may still commit.
@@ -111,6 +114,47 @@ pub struct CommitRecord {
     pub rows: RowCounts,
     /// Order-free fingerprint: the wrapping sum of the XXH3-128 of each line written.
     pub fingerprint: u128,
+    /// For merges: the objects of earlier commits whose rows are in `outputs` from now on. Such a commit covers no
+    /// rows of its own (`range` is that of its task) and `rows.written` are the rows joined.
+    pub replaces: Vec<Nonce>,
+}
+
+/// A file that a merge task joins: its name follows from these (`layout::output_object`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MergeInput {
+    /// Who wrote it.
+    pub writer: Writer,
+    /// What it is.
+    pub output: OutputObject,
+}
+
+/// Files of one type to be joined into one, in this order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MergeTask {
+    /// The type.
+    pub resource_type: ResourceType,
+    /// The files.
+    pub inputs: Vec<MergeInput>,
+}
+
+/// The merge tasks of a job. Immutable once the job points at it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct MergePlan {
+    /// The id of the first task; the others follow.
+    pub first_task: u32,
+    /// The tasks.
+    pub tasks: Vec<MergeTask>,
+}
+
+/// Commits that rest in an object instead of in the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FoldRecord {
+    /// The object: commits with their numbers.
+    pub object: crate::job::ObjectPointer,
+    /// The number of the first commit in it.
+    pub first: u64,
+    /// The number of the last; every number between is in it.
+    pub last: u64,
 }
 
 /// One range of a lane as planned.

@@ -4,9 +4,12 @@ use std::collections::BTreeMap;
 
 use flatbed_types::job::{JobError, JobRecord, JobState, ObjectPointer, StopKind};
 use flatbed_types::manifest::Manifest;
-use flatbed_types::task::{CommitRecord, LaneSurvey, OutputObject, Plan, RowCounts, TaskKind, TaskRecord};
+use flatbed_types::task::{
+    CommitRecord, FoldRecord, LaneSurvey, MergeInput, MergePlan, OutputObject, Plan, RowCounts, TaskKind,
+    TaskRecord,
+};
 use flatbed_types::{
-    AttemptId, Epoch, Instant, KeyRange, Position, ResourceType, SessionId, TaskId, Token, WorkerId,
+    AttemptId, Epoch, Instant, KeyRange, Nonce, Position, ResourceType, SessionId, TaskId, Token, WorkerId,
 };
 
 use crate::ledger::Refusal;
@@ -32,6 +35,8 @@ pub struct Payload {
     pub rows: RowCounts,
     /// Sum of line fingerprints.
     pub fingerprint: u128,
+    /// For merges: the objects whose rows are in `outputs` from now on.
+    pub replaces: Vec<Nonce>,
 }
 
 /// Identifies a call that waits for an answer; drawn by the driver.
@@ -134,6 +139,35 @@ pub enum Input {
     SessionLost(SessionId),
     /// A worker that is there no longer works on an attempt.
     AttemptLost(AttemptId),
+    /// A worker had no slot for a grant: the task waits again, and nothing is counted against it.
+    Declined {
+        /// The attempt.
+        attempt: AttemptId,
+        /// Its token.
+        token: Token,
+    },
+    /// The holder of an attempt gives away what lies at and behind `at`: a task of its own from now on.
+    Truncate {
+        /// The attempt.
+        attempt: AttemptId,
+        /// Where its task is to end.
+        at: Position,
+    },
+    /// A slot is free at this worker, and this attempt makes no progress: let both try.
+    Speculate {
+        /// The attempt that makes no progress.
+        attempt: AttemptId,
+        /// Who tries as well; not the holder of the first.
+        holder: Holder,
+        /// A fresh random token.
+        token: Token,
+    },
+    /// Hand the job to another coordinator: end what is in flight, give the ownership up, begin nothing new.
+    Release,
+    /// Folded commits were written as an object.
+    LedgerWritten(Result<ObjectPointer, JobError>),
+    /// Whether every object that the manifest is to name is in the store with its size; else how many are not.
+    ObjectsVerified(Result<u64, JobError>),
     /// A stop request for the job exists.
     Stop(StopKind),
     /// The transaction in flight ended.
@@ -172,8 +206,16 @@ pub enum Op {
     DeleteTasks,
     /// A commit.
     PutCommit(u64, CommitRecord),
-    /// All commits.
+    /// All commits and folds.
     DeleteCommits,
+    /// The commits from one number to another, both included.
+    DeleteCommitRange(u64, u64),
+    /// A fold of commits.
+    PutFold(u32, FoldRecord),
+    /// The marker that counts the job against its client's cap.
+    DeleteMarker,
+    /// The owner key: another coordinator may claim the job.
+    Release,
     /// Every key of the job.
     DeleteJob,
 }
@@ -208,6 +250,8 @@ pub struct GrantSpec {
     pub round: u32,
     /// For resolve tasks: the sidecars of the round that ended.
     pub sidecars: Vec<ObjectPointer>,
+    /// For merge tasks: the files to join, in this order.
+    pub merge_inputs: Vec<MergeInput>,
 }
 
 /// What the driver is to do.
@@ -225,6 +269,12 @@ pub enum Output {
     ReadDraft(ObjectPointer),
     /// Write a plan of this round; answer with `ObjectWritten`.
     WritePlan(u32, Plan),
+    /// Write the plan of merge tasks; answer with `ObjectWritten`.
+    WriteMergePlan(MergePlan),
+    /// Write these commits as the object of this fold; answer with `LedgerWritten`.
+    WriteLedger(u32, Vec<(u64, CommitRecord)>),
+    /// Look whether these objects (key, size) are in the store; answer with `ObjectsVerified`.
+    VerifyObjects(Vec<(String, u64)>),
     /// Write the manifest; answer with `ObjectWritten`.
     WriteManifest(Box<Manifest>),
     /// Delete every object of the job; answer with `ObjectsDeleted`.
@@ -233,6 +283,8 @@ pub enum Output {
     StateChanged(JobState),
     /// Another coordinator owns the job: drop the machine.
     Lost,
+    /// The job was released and may be claimed by another coordinator: drop the machine.
+    Released,
     /// Nothing of the job is left: drop the machine.
     Forget,
 }
@@ -244,6 +296,10 @@ pub struct Settings {
     pub sizing: Sizing,
     /// How long finished files stay at least, in milliseconds.
     pub retention_ms: i64,
+    /// Data files above which small ones are joined (`caps::MAX_FILES`).
+    pub max_files: usize,
+    /// Commits in the store above which they are folded (`caps::FOLD_COMMITS`).
+    pub fold_commits: usize,
 }
 
 /// What the store holds of a job, read at one revision after the claim.
@@ -255,8 +311,12 @@ pub struct Stored {
     pub plans: Vec<Plan>,
     /// Task records.
     pub tasks: BTreeMap<TaskId, TaskRecord>,
-    /// Commits.
+    /// The plan of merge tasks, if the record points at one.
+    pub merges: Option<MergePlan>,
+    /// Commits, those of folds among them.
     pub commits: BTreeMap<u64, CommitRecord>,
+    /// Folds.
+    pub folds: BTreeMap<u32, FoldRecord>,
     /// A stop request.
     pub stop: Option<StopKind>,
 }

@@ -19,8 +19,10 @@ const OBJECT_RETRY_MILLIS: i64 = 2_000;
 impl Job {
     /// Does whatever the state calls for. Runs after every input; starts at most one piece of object work.
     pub(super) fn advance(&mut self, now: Instant, out: &mut Vec<Output>) {
-        let unfinished =
-            matches!(self.record.state, JobState::Planning | JobState::Running | JobState::Resolving);
+        let unfinished = matches!(
+            self.record.state,
+            JobState::Planning | JobState::Running | JobState::Resolving | JobState::Merging
+        );
         if unfinished && self.stop.is_some() {
             return self.end(now, JobState::Cancelled);
         }
@@ -34,7 +36,7 @@ impl Job {
             JobState::Running if self.ledger.tasks().is_empty() => self.round_done(now, out),
             JobState::Resolving if self.ledger.tasks().is_empty() => self.open_special(TaskKind::Resolve),
             JobState::Finalizing => self.finalize(now, out),
-            JobState::Planning | JobState::Running | JobState::Resolving => {}
+            JobState::Planning | JobState::Running | JobState::Resolving | JobState::Merging => {}
             JobState::Complete | JobState::Failed => self.maybe_delete(now),
             JobState::Cancelled => self.begin_deleting(),
             JobState::Deleting => {

@@ -154,6 +154,9 @@ impl Job {
     /// The one way in.
     pub fn step(&mut self, now: Instant, input: Input, out: &mut Vec<Output>) {
         match input {
+            Input::Declined { attempt, .. } => self.withdraw_all(now, |allowed| allowed.attempt == attempt),
+            Input::Truncate { .. } | Input::Speculate { .. } | Input::Release => {}
+            Input::LedgerWritten(_) | Input::ObjectsVerified(_) => {}
             Input::Start | Input::Tick => {}
             Input::Offer { holder, token } => self.offer(now, holder, token),
             Input::Commit { reply, commit, token } => self.commit(reply, commit, token, out),
@@ -213,7 +216,8 @@ impl Job {
         let sidecars = if kind == TaskKind::Resolve { self.sidecars(round) } else { Vec::new() };
         self.attempts += 1;
         self.waiting_for = None;
-        let spec = GrantSpec { task: id, attempt, token, kind, range, round, sidecars };
+        let spec =
+            GrantSpec { task: id, attempt, token, kind, range, round, sidecars, merge_inputs: Vec::new() };
         self.write(changes, vec![Output::Grant(holder, Box::new(spec))]);
     }
 
@@ -414,8 +418,8 @@ fn to_record(info: &TaskInfo, task: &OpenTask<Position, Holder>) -> TaskRecord {
 }
 
 fn to_ledger(commit: CommitRecord) -> Commit<Position, Payload> {
-    let CommitRecord { task, attempt, segment, round, range, outputs, rows, fingerprint } = commit;
-    let payload = Payload { round, outputs, rows, fingerprint };
+    let CommitRecord { task, attempt, segment, round, range, outputs, rows, fingerprint, replaces } = commit;
+    let payload = Payload { round, outputs, rows, fingerprint, replaces };
     Commit { task, attempt, segment, lo: range.lo, hi: range.hi, payload }
 }
 
@@ -429,5 +433,6 @@ fn from_ledger(commit: &Commit<Position, Payload>) -> CommitRecord {
         outputs: commit.payload.outputs.clone(),
         rows: commit.payload.rows,
         fingerprint: commit.payload.fingerprint,
+        replaces: commit.payload.replaces.clone(),
     }
 }

@@ -56,7 +56,11 @@ impl Job {
         }
         self.recount_done();
         match self.record.state {
-            JobState::Planning | JobState::Running | JobState::Resolving | JobState::Finalizing => {}
+            JobState::Planning
+            | JobState::Running
+            | JobState::Resolving
+            | JobState::Merging
+            | JobState::Finalizing => {}
             JobState::Complete => self.ledger.apply(&Change::SetStage(Stage::Complete)),
             JobState::Failed | JobState::Cancelled | JobState::Deleting | JobState::Gone => {
                 self.ledger.apply(&Change::SetStage(Stage::Stopped));
@@ -317,7 +321,8 @@ impl Pending {
             TaskResult::Plan(result) => result.outcomes.clone(),
             TaskResult::Resolve(result) => result.outcomes.clone(),
         };
-        let payload = Payload { round, outputs, rows: RowCounts::default(), fingerprint: 0 };
+        let payload =
+            Payload { round, outputs, rows: RowCounts::default(), fingerprint: 0, replaces: Vec::new() };
         let (lo, hi) = (Position::START, Position::End);
         Commit { task: self.task, attempt: self.attempt, segment: 0, lo, hi, payload }
     }

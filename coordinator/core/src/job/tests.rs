@@ -54,7 +54,9 @@ impl World {
             record: record(level),
             plans: Vec::new(),
             tasks: BTreeMap::new(),
+            merges: None,
             commits: BTreeMap::new(),
+            folds: BTreeMap::new(),
             stop: None,
         };
         World { stored, epoch: 0, nonce: 0, manifest: None, deleted: false, plans: BTreeMap::new() }
@@ -66,7 +68,12 @@ impl World {
 
     fn claim(&mut self) -> Job {
         self.epoch += 1;
-        let settings = Settings { sizing: Sizing { target_bytes: 150 << 20 }, retention_ms: 1_000 };
+        let settings = Settings {
+            sizing: Sizing { target_bytes: 150 << 20 },
+            retention_ms: 1_000,
+            max_files: 50_000,
+            fold_commits: 4_096,
+        };
         Job::load(self.stored.clone(), Epoch(self.epoch), "root".to_owned(), settings)
     }
 
@@ -88,7 +95,11 @@ impl World {
                 Op::DeleteTasks => self.stored.tasks.clear(),
                 Op::PutCommit(number, commit) => drop(self.stored.commits.insert(number, commit)),
                 Op::DeleteCommits => self.stored.commits.clear(),
-                Op::DeleteJob => {}
+                Op::DeleteJob | Op::DeleteMarker | Op::Release => {}
+                Op::DeleteCommitRange(first, last) => {
+                    self.stored.commits.retain(|n, _| *n < first || *n > last);
+                }
+                Op::PutFold(number, fold) => drop(self.stored.folds.insert(number, fold)),
             }
         }
         TxnOutcome::Applied
@@ -116,6 +127,7 @@ impl World {
             outputs,
             rows,
             fingerprint: 1,
+            replaces: Vec::new(),
         };
         Input::Commit { reply: self.nonce, commit, token: spec.token }
     }
@@ -131,6 +143,7 @@ impl World {
                 let second = KeyRange { lo: middle, hi: spec.range.hi.clone() };
                 return vec![self.commit(spec, 0, first), self.commit(spec, 1, second)];
             }
+            TaskKind::Merge(_) => unreachable!("few files"),
             TaskKind::Plan => TaskResult::Plan(PlanResult {
                 transaction_time: NOW,
                 pin: SourcePin { source: "s".to_owned(), snapshot: "1".to_owned() },
@@ -174,7 +187,13 @@ impl World {
                 assert!(!matches!(answer, CommitAnswer::Refused(Refusal::LoMismatch | Refusal::BeyondHi(_))));
                 vec![]
             }
-            Output::Revoke(..) | Output::StateChanged(_) | Output::Lost | Output::Forget => vec![],
+            Output::VerifyObjects(_) => vec![Input::ObjectsVerified(Ok(0))],
+            Output::WriteLedger(..) | Output::WriteMergePlan(_) => unreachable!("few commits"),
+            Output::Revoke(..)
+            | Output::StateChanged(_)
+            | Output::Lost
+            | Output::Released
+            | Output::Forget => vec![],
         }
     }
 

@@ -55,6 +55,7 @@ impl Job {
             JobState::Planning => "planning",
             JobState::Running => "exporting",
             JobState::Resolving => "listing supporting resources",
+            JobState::Merging => "joining small files",
             JobState::Finalizing => "writing the manifest",
             JobState::Complete => "complete",
             JobState::Failed => "failed",

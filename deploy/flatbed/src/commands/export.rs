@@ -221,7 +221,11 @@ async fn follow(
             JobState::Cancelled | JobState::Deleting | JobState::Gone => {
                 return Err(anyhow!("the job was cancelled").into());
             }
-            JobState::Planning | JobState::Running | JobState::Resolving | JobState::Finalizing => {
+            JobState::Planning
+            | JobState::Running
+            | JobState::Resolving
+            | JobState::Merging
+            | JobState::Finalizing => {
                 show(&view, progress);
             }
         }

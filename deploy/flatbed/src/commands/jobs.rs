@@ -164,6 +164,7 @@ pub fn state_name(job: &JobView) -> &'static str {
         JobState::Planning => "planning",
         JobState::Running => "running",
         JobState::Resolving => "resolving",
+        JobState::Merging => "merging",
         JobState::Finalizing => "finalizing",
         JobState::Complete => "complete",
         JobState::Failed => "failed",

@@ -1,0 +1,154 @@
+//! Reaching coordinators: several addresses, any of which may be dead, none of which is special.
+//!
+//! A gateway may call any coordinator; a worker keeps a session with each. Which addresses there are is given at
+//! the start (seeds) and learned from coordinators afterwards. Knows nothing of what is called.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+/// One try against one coordinator; the next is asked after it.
+const TRY: Duration = Duration::from_secs(2);
+
+/// Opens connections. Lazy: an address that nobody serves yet is no error.
+pub trait Dial: Send + Sync {
+    /// A connection to this gRPC URL that is made when it is used, and made again when it breaks.
+    ///
+    /// # Errors
+    /// When the text is no URL that can be dialled.
+    fn dial(&self, address: &str) -> Result<Channel, InvalidAddress>;
+}
+
+/// Text that is no gRPC URL.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("'{0}' is no gRPC address: expected a URL like http://127.0.0.1:7070")]
+pub struct InvalidAddress(pub String);
+
+/// The coordinators of a cluster.
+#[derive(Clone)]
+pub struct Coordinators {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    /// Absent where the one connection is fixed.
+    dial: Option<Arc<dyn Dial>>,
+    seeds: Vec<String>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    channels: BTreeMap<String, Channel>,
+    learned: BTreeSet<String>,
+    /// The one that answered last.
+    preferred: Option<String>,
+}
+
+impl Coordinators {
+    /// The one coordinator behind this connection; its address is empty.
+    pub fn fixed(channel: Channel) -> Coordinators {
+        let channels = BTreeMap::from([(String::new(), channel)]);
+        let state = Mutex::new(State { channels, ..State::default() });
+        Coordinators { inner: Arc::new(Inner { dial: None, seeds: vec![String::new()], state }) }
+    }
+
+    /// The coordinators at these gRPC URLs, and those that they name.
+    ///
+    /// # Errors
+    /// When one of them is no URL.
+    pub fn new(seeds: Vec<String>, dial: Arc<dyn Dial>) -> Result<Coordinators, InvalidAddress> {
+        let mut state = State::default();
+        for seed in &seeds {
+            state.channels.insert(seed.clone(), dial.dial(seed)?);
+        }
+        Ok(Coordinators { inner: Arc::new(Inner { dial: Some(dial), seeds, state: Mutex::new(state) }) })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The addresses given at the start.
+    pub fn seeds(&self) -> &[String] {
+        &self.inner.seeds
+    }
+
+    /// Every address known, the seeds first.
+    pub fn addresses(&self) -> Vec<String> {
+        let state = self.state();
+        let learned = state.learned.iter().filter(|address| !self.inner.seeds.contains(address));
+        self.inner.seeds.iter().chain(learned).cloned().collect()
+    }
+
+    /// Replaces what was learned: a coordinator has said which ones are alive. Connections to others than these and
+    /// the seeds are let go.
+    pub fn learn(&self, live: &[String]) {
+        let Some(dial) = &self.inner.dial else { return };
+        let mut state = self.state();
+        for address in live.iter().filter(|address| !address.is_empty()) {
+            if !state.channels.contains_key(address) {
+                match dial.dial(address) {
+                    Ok(channel) => drop(state.channels.insert(address.clone(), channel)),
+                    Err(_) => continue,
+                }
+            }
+        }
+        state.learned = live.iter().filter(|address| !address.is_empty()).cloned().collect();
+        let State { channels, learned, .. } = &mut *state;
+        channels.retain(|address, _| learned.contains(address) || self.inner.seeds.contains(address));
+    }
+
+    /// The connection to one of [`Coordinators::addresses`].
+    pub fn channel(&self, address: &str) -> Option<Channel> {
+        self.state().channels.get(address).cloned()
+    }
+
+    /// Calls one coordinator after the other until one answers, the one that answered last first. A call may reach
+    /// several of them, so it must be safe to repeat.
+    ///
+    /// # Errors
+    /// The last answer of those that could not be reached or did not answer in time; any other error at once.
+    pub async fn call<T, F, Fut>(&self, limit: Duration, call: F) -> Result<T, Status>
+    where
+        F: Fn(Channel) -> Fut,
+        Fut: Future<Output = Result<T, Status>>,
+    {
+        let all = async {
+            let mut last = Status::unavailable("no coordinator is known");
+            for address in self.in_order() {
+                let Some(channel) = self.channel(&address) else { continue };
+                // Where there is one only, it has all the time there is.
+                let patience = if self.inner.dial.is_some() { TRY } else { limit };
+                match tokio::time::timeout(patience, call(channel)).await {
+                    Ok(Err(status)) if is_elsewhere(&status) => last = status,
+                    Ok(answer) => {
+                        self.state().preferred = Some(address);
+                        return answer;
+                    }
+                    Err(_) => last = Status::deadline_exceeded("a coordinator did not answer in time"),
+                }
+            }
+            Err(last)
+        };
+        let late = |_| Err(Status::deadline_exceeded("no coordinator answered in time"));
+        tokio::time::timeout(limit, all).await.unwrap_or_else(late)
+    }
+
+    fn in_order(&self) -> Vec<String> {
+        let mut addresses = self.addresses();
+        let preferred = self.state().preferred.clone();
+        if let Some(at) = addresses.iter().position(|address| Some(address) == preferred.as_ref()) {
+            addresses.swap(0, at);
+        }
+        addresses
+    }
+}
+
+/// Whether another coordinator may well give a better answer.
+fn is_elsewhere(status: &Status) -> bool {
+    matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown)
+}
