@@ -89,7 +89,7 @@ mod tests {
     use flatbed_types::Level;
 
     const NOW: Instant = Instant::from_millis(1_000);
-    const STATES: [JobState; 9] = [
+    const STATES: [JobState; 10] = [
         JobState::Planning,
         JobState::Running,
         JobState::Resolving,
