@@ -5,7 +5,8 @@
 //! - `records`: typed writes to keys and bytes and back.
 //! - `objects`: plans, manifests, deletion and the sweep of orphans.
 //! - `sessions`: which workers are there, with which slots.
-//! - `driver`: one actor that owns all jobs, feeds their machines and carries out what they ask for.
+//! - `registry`: this coordinator's place in the cluster; who else is there and who owns what.
+//! - `driver`: one actor that owns jobs, feeds their machines and carries out what they ask for.
 //! - `services`: the gRPC edges.
 //!
 //! It never opens a source and never sees resource content.
@@ -13,14 +14,19 @@
 mod driver;
 mod objects;
 mod records;
+mod registry;
 mod services;
 mod sessions;
+#[cfg(test)]
+mod simulation;
 pub mod store;
 
 use std::sync::Arc;
 
 use flatbed_coordinator_core::job::Settings;
 use flatbed_coordinator_core::plan::Sizing;
+use flatbed_coordinator_core::schedule::ScheduleSettings;
+use flatbed_proto::reach::Dial;
 use flatbed_types::{Codec, Instant, caps};
 use object_store::ObjectStore;
 use tokio::sync::mpsc;
@@ -28,13 +34,16 @@ use tokio::task::JoinHandle;
 use tonic::service::Routes;
 
 use crate::driver::{Driver, Event};
-use crate::store::{MetaStore, StoreError};
+use crate::store::MetaStore;
 
 /// How long an orderly stop waits for transactions in flight.
 const STOP_LIMIT: std::time::Duration = std::time::Duration::from_secs(8);
 
 /// Tells the time: wall clock, for records and expiry only.
 pub type Clock = Arc<dyn Fn() -> Instant + Send + Sync>;
+
+/// Gives random numbers; `None` when the system has none to give.
+pub(crate) type Random = Arc<dyn Fn() -> Option<u64> + Send + Sync>;
 
 /// What a coordinator is told at its start.
 #[derive(Debug, Clone)]
@@ -64,6 +73,10 @@ pub struct CoordinatorOptions {
     pub max_jobs: u32,
     /// Data files of a job above which small ones are joined.
     pub max_files: usize,
+    /// Commits of a job in the store above which they are folded into an object.
+    pub fold_commits: usize,
+    /// Who works on what, and when slots change hands.
+    pub schedule: ScheduleSettings,
 }
 
 impl Default for CoordinatorOptions {
@@ -81,6 +94,8 @@ impl Default for CoordinatorOptions {
             advertise: String::new(),
             max_jobs: caps::DEFAULT_MAX_JOBS,
             max_files: caps::MAX_FILES,
+            fold_commits: caps::FOLD_COMMITS,
+            schedule: ScheduleSettings::default(),
         }
     }
 }
@@ -92,43 +107,105 @@ impl CoordinatorOptions {
             sizing: Sizing { target_bytes: self.target_file_size },
             retention_ms,
             max_files: self.max_files,
-            fold_commits: caps::FOLD_COMMITS,
+            fold_commits: self.fold_commits,
         }
+    }
+}
+
+/// How a coordinator stands, for probes and metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Status {
+    /// Whether it is part of the cluster and has seen all jobs of it.
+    pub ready: bool,
+    /// Jobs that it owns, finished ones among them.
+    pub jobs_owned: u64,
+    /// Of these, unfinished.
+    pub jobs_unfinished: u64,
+    /// Tasks of its jobs that could be granted now.
+    pub tasks_waiting: u64,
+    /// Attempts of its jobs that are at work.
+    pub tasks_running: u64,
+    /// Workers connected to it.
+    pub workers: u64,
+    /// Their slots.
+    pub slots: u64,
+    /// Slots that it may fill at the moment.
+    pub slots_free: u64,
+    /// Questions of kick-offs that no worker is there to answer.
+    pub questions_waiting: u64,
+}
+
+/// Asks a running coordinator how it stands.
+#[derive(Clone)]
+pub struct StatusHandle {
+    context: Arc<driver::Context>,
+}
+
+impl StatusHandle {
+    /// How it stands; `None` when it is stopping.
+    pub async fn status(&self) -> Option<Status> {
+        let (answer, answered) = tokio::sync::oneshot::channel();
+        self.context.events.send(Event::Status(answer)).await.ok()?;
+        answered.await.ok()
+    }
+
+    /// Whether the state store answers reads.
+    pub async fn store_answers(&self) -> bool {
+        registry::store_answers(&self.context).await
     }
 }
 
 /// A coordinator could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The store cannot be read.
-    #[error("the state store cannot be read: {0}")]
-    Store(#[from] StoreError),
-    /// A stored record cannot be understood.
-    #[error("the state store holds a record that cannot be understood: {0}")]
-    Record(#[from] flatbed_proto::Malformed),
+    /// The system gives no randomness, without which coordinators cannot be told apart.
+    #[error("the system gives no randomness")]
+    NoRandomness,
 }
 
 /// A running coordinator.
 pub struct Coordinator {
-    events: mpsc::Sender<Event>,
+    context: Arc<driver::Context>,
     services: services::Services,
     actor: JoinHandle<()>,
 }
 
 impl Coordinator {
-    /// Claims the unfinished jobs of the store and goes on with them.
+    /// Joins the cluster: claims the jobs that nobody owns and goes on with them. Returns at once; jobs follow when
+    /// the store answers.
+    ///
+    /// # Errors
+    /// When the system gives no randomness.
     pub async fn start(
         store: Arc<dyn MetaStore>,
         objects: Arc<dyn ObjectStore>,
         options: CoordinatorOptions,
+        dial: Arc<dyn Dial>,
         clock: Clock,
     ) -> Result<Coordinator, StartError> {
+        let random: Random = Arc::new(|| getrandom::u64().ok());
+        Coordinator::start_with(store, objects, options, dial, (clock, random))
+    }
+
+    /// As `start`, with randomness given: a simulation's is seeded.
+    fn start_with(
+        store: Arc<dyn MetaStore>,
+        objects: Arc<dyn ObjectStore>,
+        options: CoordinatorOptions,
+        dial: Arc<dyn Dial>,
+        chance: (Clock, Random),
+    ) -> Result<Coordinator, StartError> {
+        let id = (chance.1)().ok_or(StartError::NoRandomness)?;
+        let me = format!("coo_{id:016x}").parse().map_err(|_| StartError::NoRandomness)?;
         let (events, inbox) = mpsc::channel(driver::INBOX);
-        let context = Arc::new(driver::Context { store, objects, options, clock, events: events.clone() });
-        let known = records::list_jobs(&context).await?;
+        let context = driver::Context::new(me, (store, objects), options, dial, chance, events);
+        let context = Arc::new(context);
         let services = services::Services::new(context.clone());
-        let actor = tokio::spawn(Driver::new(context, known).run(inbox));
-        Ok(Coordinator { events, services, actor })
+        let io = driver::Io::new(context.clone());
+        let driver = Driver::new(context.me.clone(), context.options.clone(), io);
+        let actor = tokio::spawn(driver.run(inbox));
+        registry::start(context.clone());
+        Ok(Coordinator { context, services, actor })
     }
 
     /// The service of gateways and operators alone.
@@ -141,17 +218,24 @@ impl Coordinator {
         self.services.routes()
     }
 
-    /// Stops: transactions in flight end, nothing new is begun. Jobs go on with the next start.
+    /// For probes and metrics.
+    pub fn status(&self) -> StatusHandle {
+        StatusHandle { context: self.context.clone() }
+    }
+
+    /// Stops: transactions in flight end, jobs are handed off, nothing new is begun. Jobs go on at another
+    /// coordinator at once, or with the next start.
     pub async fn stop(self) {
         let (done, stopped) = tokio::sync::oneshot::channel();
         let mut actor = self.actor;
         let orderly = async {
-            if self.events.send(Event::Shutdown(done)).await.is_ok() {
+            if self.context.events.send(Event::Shutdown(done)).await.is_ok() {
                 let _ = stopped.await;
             }
             let _ = (&mut actor).await;
+            registry::leave(&self.context).await;
         };
-        // A store that answers nothing must not keep the process: what is in flight is resolved by the next start.
+        // A store that answers nothing must not keep the process: what is in flight is resolved by the next owner.
         if tokio::time::timeout(STOP_LIMIT, orderly).await.is_err() {
             tracing::warn!("the state store did not answer in time; transactions in flight are left open");
             actor.abort();

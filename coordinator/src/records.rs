@@ -1,4 +1,4 @@
-//! Typed writes to keys and bytes and back; claiming and loading a job.
+//! Typed writes to keys and bytes and back; claiming, loading and looking at a job.
 
 use std::collections::BTreeMap;
 
@@ -8,13 +8,12 @@ use flatbed_proto::wire::types as wire;
 use flatbed_proto::{Malformed, frame};
 use flatbed_types::job::{JobRecord, StopKind};
 use flatbed_types::layout::{self, MetaKeys};
-use flatbed_types::task::{CommitRecord, Plan, TaskRecord};
+use flatbed_types::task::{CommitRecord, FoldRecord, MergePlan, Plan, TaskRecord};
 use flatbed_types::{ClientId, Epoch, Instant, JobId, TaskId};
 
-use crate::StartError;
 use crate::driver::Context;
-use crate::objects;
-use crate::store::{Compare, Outcome, StoreError, Transaction, Write};
+use crate::store::{Compare, Outcome, Revision, StoreError, Transaction, Write};
+use crate::{objects, registry};
 
 /// How long to wait before a transaction of unknown outcome is proposed again.
 const REPROPOSE: std::time::Duration = std::time::Duration::from_millis(200);
@@ -57,7 +56,7 @@ pub(crate) fn stop_record(kind: StopKind, at: Instant) -> Vec<u8> {
     frame::seal(&wire::StopRecord { kind: kind.to_wire(), at: at.nanos() })
 }
 
-fn stop_kind(bytes: &[u8]) -> Result<StopKind, Malformed> {
+pub(crate) fn stop_kind(bytes: &[u8]) -> Result<StopKind, Malformed> {
     StopKind::from_wire(frame::open::<wire::StopRecord>(bytes)?.kind)
 }
 
@@ -165,43 +164,80 @@ pub(crate) async fn propose(context: &Context, job: JobId, client: &ClientId, tx
     }
 }
 
-/// All jobs of the store.
-pub(crate) async fn list_jobs(context: &Context) -> Result<Vec<JobId>, StartError> {
-    let (_, entries) = context.store.range(&context.keys().jobs(), None).await?;
-    let id = |(key, _): &(Vec<u8>, Vec<u8>)| {
-        layout::trailing_hex(key).map(JobId).ok_or(Malformed("job key").into())
-    };
-    entries.iter().map(id).collect()
+/// Why a job could not be claimed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ClaimError {
+    /// Another coordinator owns it, or claimed it first.
+    #[error("another coordinator owns it")]
+    Taken,
+    /// This coordinator has no lease at the moment.
+    #[error("this coordinator has no lease")]
+    NoLease,
+    /// The store cannot be read.
+    #[error("the state store: {0}")]
+    Store(#[from] StoreError),
+    /// A stored record cannot be understood.
+    #[error("a record cannot be understood: {0}")]
+    Record(#[from] Malformed),
+    /// An object of the job cannot be read.
+    #[error("an object of the job: {0}")]
+    Object(String),
 }
 
-/// Claims a job and loads it at the revision of the claim (rule R1: pinned reads).
-pub(crate) async fn claim(context: &Context, job: JobId) -> Result<(Epoch, Stored), StartError> {
+/// A job that was claimed: at which revision, in which epoch, and all that is stored of it.
+pub(crate) struct Claimed {
+    pub revision: Revision,
+    pub epoch: Epoch,
+    pub stored: Stored,
+}
+
+/// Claims a job that nobody owns and loads it at the revision of the claim (rule R1: pinned reads).
+pub(crate) async fn claim(context: &Context, job: JobId) -> Result<Claimed, ClaimError> {
     let keys = context.keys();
+    let lease = context.lease().ok_or(ClaimError::NoLease)?;
     let (_, stored) = context.store.range(&keys.fence(job), None).await?;
-    let mut observed = stored.into_iter().next().map(|(_, value)| value);
-    let (epoch, revision) = loop {
-        let epoch = match &observed {
-            Some(bytes) => Epoch(fence_from(bytes)?.0.0 + 1),
-            None => Epoch(1),
-        };
-        let compare = match &observed {
-            Some(bytes) => Compare::Equals(keys.fence(job), bytes.clone()),
-            None => Compare::Absent(keys.fence(job)),
-        };
-        let transaction = Transaction {
-            compares: vec![compare],
-            writes: vec![Write::Put(keys.fence(job), fence_bytes(epoch, 0))],
-            reads: vec![keys.fence(job)],
-        };
-        match context.store.txn(transaction).await? {
-            Outcome::Applied(revision) => break (epoch, revision),
-            Outcome::NotApplied(reads) => observed = reads.into_iter().next().flatten(),
-        }
+    let observed = stored.into_iter().next().map(|(_, value)| value);
+    let epoch = match &observed {
+        Some(bytes) => Epoch(fence_from(bytes)?.0.0 + 1),
+        None => Epoch(1),
     };
-    Ok((epoch, load(context, &keys, job, revision).await?))
+    let fence_is = match observed {
+        Some(bytes) => Compare::Equals(keys.fence(job), bytes),
+        None => Compare::Absent(keys.fence(job)),
+    };
+    let (_, owner) = context.store.range(&keys.owner(job), None).await?;
+    // A key of our own that no machine of ours goes with is left from a claim whose outcome was not known.
+    let free = match owner.into_iter().next() {
+        None => Compare::Absent(keys.owner(job)),
+        Some((key, value)) if registry::owner_of(&value)?.coordinator == context.me => {
+            Compare::Equals(key, value)
+        }
+        Some(_) => return Err(ClaimError::Taken),
+    };
+    let mine = registry::owner_record(&context.me, epoch);
+    let transaction = Transaction {
+        compares: vec![fence_is, free],
+        writes: vec![
+            Write::Put(keys.fence(job), fence_bytes(epoch, 0)),
+            Write::PutLeased(keys.owner(job), mine, lease),
+        ],
+        reads: vec![],
+    };
+    // An unknown outcome is left alone: if it applied, the next claim replaces the key and has a higher epoch.
+    let revision = match context.store.txn(transaction).await? {
+        Outcome::Applied(revision) => revision,
+        Outcome::NotApplied(_) => return Err(ClaimError::Taken),
+    };
+    let stored = load(context, &keys, job, revision).await?;
+    Ok(Claimed { revision, epoch, stored })
 }
 
-async fn load(context: &Context, keys: &MetaKeys, job: JobId, revision: u64) -> Result<Stored, StartError> {
+async fn load(
+    context: &Context,
+    keys: &MetaKeys,
+    job: JobId,
+    revision: Revision,
+) -> Result<Stored, ClaimError> {
     let at = Some(revision);
     let (_, record) = context.store.range(&keys.job(job), at).await?;
     let (_, value) = record.into_iter().next().ok_or(Malformed("job record is missing"))?;
@@ -218,12 +254,56 @@ async fn load(context: &Context, keys: &MetaKeys, job: JobId, revision: u64) -> 
         let number = layout::trailing_hex(&key).and_then(|number| u64::try_from(number).ok());
         commits.insert(number.ok_or(Malformed("commit key"))?, decode::<CommitRecord>(&value)?);
     }
-    let mut plans: Vec<Plan> = Vec::new();
+    let mut folds: BTreeMap<u32, FoldRecord> = BTreeMap::new();
+    for (key, value) in context.store.range(&keys.folds(job), at).await?.1 {
+        let number = layout::trailing_hex(&key).and_then(|number| u32::try_from(number).ok());
+        folds.insert(number.ok_or(Malformed("fold key"))?, decode(&value)?);
+    }
+    let (mut plans, mut merges): (Vec<Plan>, Option<MergePlan>) = (Vec::new(), None);
     // A job that has ended needs no plans, and they may be deleted already.
     if !record.state.is_terminal() {
+        let object = |error: flatbed_types::job::JobError| ClaimError::Object(error.message);
         for pointer in &record.plans {
-            plans.push(objects::read_control(context, pointer).await?);
+            plans.push(objects::read_plan(context, pointer).await.map_err(object)?);
+        }
+        if let Some(pointer) = &record.merges {
+            merges = Some(objects::read_merge_plan(context, pointer).await.map_err(object)?);
+        }
+        for fold in folds.values() {
+            commits.extend(objects::read_ledger(context, &fold.object).await.map_err(object)?);
         }
     }
-    Ok(Stored { record, plans, tasks, merges: None, commits, folds: BTreeMap::new(), stop })
+    Ok(Stored { record, plans, tasks, merges, commits, folds, stop })
+}
+
+/// A job as the store has it, for whoever asks a coordinator that does not own it.
+pub(crate) struct Snapshot {
+    pub record: JobRecord,
+    pub stop: Option<StopKind>,
+}
+
+/// Reads a job from the store, linearizably; `None` when there is none.
+pub(crate) async fn snapshot(context: &Context, job: JobId) -> Result<Option<Snapshot>, ClaimError> {
+    let keys = context.keys();
+    let (revision, record) = context.store.range(&keys.job(job), None).await?;
+    let Some((_, value)) = record.into_iter().next() else { return Ok(None) };
+    let (_, stop) = context.store.range(&keys.stop(job), Some(revision)).await?;
+    let stop = stop.into_iter().next().map(|(_, value)| stop_kind(&value)).transpose()?;
+    Ok(Some(Snapshot { record: decode(&value)?, stop }))
+}
+
+/// Every job of the store, with its stop request.
+pub(crate) async fn snapshots(context: &Context) -> Result<Vec<Snapshot>, ClaimError> {
+    let keys = context.keys();
+    let (revision, records) = context.store.range(&keys.jobs(), None).await?;
+    let mut stops = BTreeMap::new();
+    for (key, value) in context.store.range(&keys.stops(), Some(revision)).await?.1 {
+        stops.insert(layout::trailing_hex(&key).unwrap_or_default(), stop_kind(&value)?);
+    }
+    let snapshot = |(_, value): (Vec<u8>, Vec<u8>)| -> Result<Snapshot, ClaimError> {
+        let record: JobRecord = decode(&value)?;
+        let stop = stops.get(&record.id.0).copied();
+        Ok(Snapshot { record, stop })
+    };
+    records.into_iter().map(snapshot).collect()
 }

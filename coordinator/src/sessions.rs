@@ -1,11 +1,15 @@
 //! Which workers are there, how many slots they have free, and when one counts as lost. Pure bookkeeping: time is
 //! passed in, messages are sent by the driver.
 
-use std::collections::{BTreeMap, HashMap};
-use std::time::{Duration, Instant as Monotonic};
+use std::collections::BTreeMap;
 
 use flatbed_types::job::Volume;
 use flatbed_types::{AttemptId, JobId, ResourceType, SessionId, WorkerId, caps};
+
+use crate::driver::Millis;
+
+/// How often a worker hears of a number that only grew or shrank.
+const TELL_EVERY: Millis = 1_000;
 
 /// How an attempt stands beyond what is committed.
 #[derive(Debug, Clone, Default)]
@@ -19,16 +23,25 @@ pub(crate) struct Session<S> {
     pub worker: WorkerId,
     pub source: String,
     pub types: Vec<ResourceType>,
+    /// Tasks at once.
+    pub slots: u32,
     /// Whether the source can be read.
     pub prepared: bool,
+    /// Which of the session's streams is the present one: the end of a former one ends nothing.
+    pub connection: u64,
+    /// What the worker was last told: tasks that wait, and the coordinators there are.
+    told: Option<(u32, Vec<String>)>,
+    told_at: Option<Millis>,
+    /// Attempts that the worker reported and that belong to jobs of this coordinator.
+    pub occupied: u32,
     /// Where messages go; `None` while disconnected.
     pub sender: Option<S>,
     free_reported: u32,
     grants_received: u64,
     grants_sent: u64,
     offers: u32,
-    expires: Monotonic,
-    pub reports: HashMap<(JobId, AttemptId), AttemptReport>,
+    expires: Millis,
+    pub reports: BTreeMap<(JobId, AttemptId), AttemptReport>,
 }
 
 impl<S> Session<S> {
@@ -39,10 +52,33 @@ impl<S> Session<S> {
         if self.sender.is_some() { self.free_reported.saturating_sub(under_way) } else { 0 }
     }
 
+    /// Slots that this coordinator's attempts occupy or that it may fill.
+    pub fn usable_slots(&self) -> u32 {
+        self.occupied.saturating_add(self.free_reported)
+    }
+
     /// Whether the worker has heard of every task that is meant for it: what it does not report, it does not
     /// work on.
     pub fn is_settled(&self) -> bool {
         self.offers == 0 && self.grants_sent == self.grants_received
+    }
+
+    /// Whether the worker should hear of the situation again: at once when work appears or is gone or the
+    /// coordinators change, else now and then.
+    pub fn needs_telling(&self, now: Millis, waiting: u32, coordinators: &[String]) -> bool {
+        match &self.told {
+            None => true,
+            Some((told, known)) => {
+                let stale = self.told_at.is_none_or(|at| now >= at + TELL_EVERY);
+                (*told == 0) != (waiting == 0) || known != coordinators || (*told != waiting && stale)
+            }
+        }
+    }
+
+    /// The worker is being told of the situation.
+    pub fn told(&mut self, now: Millis, waiting: u32, coordinators: &[String]) {
+        self.told = Some((waiting, coordinators.to_vec()));
+        self.told_at = Some(now);
     }
 
     /// A task was offered; a grant will follow when it is durable.
@@ -63,19 +99,21 @@ pub(crate) struct Greeting<S> {
     pub session: SessionId,
     pub source: String,
     pub types: Vec<ResourceType>,
+    pub slots: u32,
     pub free_slots: u32,
     pub prepared: bool,
+    pub connection: u64,
     pub sender: S,
 }
 
 /// All workers.
 pub(crate) struct Sessions<S> {
-    lease: Duration,
+    lease: Millis,
     by_id: BTreeMap<SessionId, Session<S>>,
 }
 
 impl<S> Sessions<S> {
-    pub fn new(lease: Duration) -> Sessions<S> {
+    pub fn new(lease: Millis) -> Sessions<S> {
         Sessions { lease, by_id: BTreeMap::new() }
     }
 
@@ -92,8 +130,9 @@ impl<S> Sessions<S> {
     }
 
     /// A worker says hello. Earlier starts of the same worker are lost from then on; they are answered.
-    pub fn greet(&mut self, now: Monotonic, greeting: Greeting<S>) -> Vec<SessionId> {
-        let Greeting { worker, session, source, types, free_slots, prepared, sender } = greeting;
+    pub fn greet(&mut self, now: Millis, greeting: Greeting<S>) -> Vec<SessionId> {
+        let Greeting { worker, session, source, types, slots, free_slots, prepared, connection, sender } =
+            greeting;
         let same_worker = |(id, known): (&SessionId, &Session<S>)| {
             (known.worker == worker && *id != session).then_some(*id)
         };
@@ -105,14 +144,19 @@ impl<S> Sessions<S> {
             worker,
             source,
             types,
+            slots,
             prepared,
+            connection,
+            told: None,
+            told_at: None,
+            occupied: 0,
             sender: Some(sender),
             free_reported: free_slots,
             grants_received: 0,
             grants_sent: 0,
             offers: 0,
             expires: now + self.lease,
-            reports: HashMap::new(),
+            reports: BTreeMap::new(),
         };
         self.by_id.insert(session, fresh);
         lost
@@ -120,7 +164,7 @@ impl<S> Sessions<S> {
 
     /// The holder of an attempt that was loaded from the store: presumed alive for one lease, unless another
     /// start of its worker is here. Answers whether it is lost.
-    pub fn adopt(&mut self, now: Monotonic, worker: &WorkerId, session: SessionId) -> bool {
+    pub fn adopt(&mut self, now: Millis, worker: &WorkerId, session: SessionId) -> bool {
         if self.by_id.contains_key(&session) {
             return false;
         }
@@ -131,21 +175,26 @@ impl<S> Sessions<S> {
             worker: worker.clone(),
             source: String::new(),
             types: Vec::new(),
+            slots: 0,
             prepared: false,
+            connection: 0,
+            told: None,
+            told_at: None,
+            occupied: 0,
             sender: None,
             free_reported: 0,
             grants_received: 0,
             grants_sent: 0,
             offers: 0,
             expires: now + self.lease,
-            reports: HashMap::new(),
+            reports: BTreeMap::new(),
         };
         self.by_id.insert(session, absent);
         false
     }
 
     /// A heartbeat arrived. `false` when the session is not known (any more).
-    pub fn heard(&mut self, now: Monotonic, id: SessionId, free_slots: u32, grants_received: u64) -> bool {
+    pub fn heard(&mut self, now: Millis, id: SessionId, free_slots: u32, grants_received: u64) -> bool {
         let lease = self.lease;
         let Some(session) = self.by_id.get_mut(&id) else { return false };
         session.expires = now + lease;
@@ -154,11 +203,11 @@ impl<S> Sessions<S> {
         true
     }
 
-    /// The stream of a session broke: it has a short while to come back.
-    pub fn disconnected(&mut self, now: Monotonic, id: SessionId) {
-        if let Some(session) = self.by_id.get_mut(&id) {
+    /// A stream of a session broke: unless another has taken its place, it has a short while to come back.
+    pub fn disconnected(&mut self, now: Millis, id: SessionId, connection: u64) {
+        if let Some(session) = self.by_id.get_mut(&id).filter(|session| session.connection == connection) {
             session.sender = None;
-            session.expires = now + self.lease.min(Duration::from_millis(caps::STREAM_GRACE_MILLIS));
+            session.expires = now + self.lease.min(caps::STREAM_GRACE_MILLIS);
         }
     }
 
@@ -168,7 +217,7 @@ impl<S> Sessions<S> {
     }
 
     /// Sessions whose time is over; they are forgotten.
-    pub fn expired(&mut self, now: Monotonic) -> Vec<SessionId> {
+    pub fn expired(&mut self, now: Millis) -> Vec<SessionId> {
         let over: Vec<SessionId> =
             self.by_id.iter().filter(|(_, session)| session.expires <= now).map(|(id, _)| *id).collect();
         for id in &over {
@@ -188,16 +237,18 @@ mod tests {
             session: SessionId(session),
             source: String::new(),
             types: Vec::new(),
+            slots: 2,
             free_slots: 2,
             prepared: true,
+            connection: 1,
             sender: (),
         }
     }
 
     #[test]
     fn slots_count_grants_on_their_way() {
-        let now = Monotonic::now();
-        let mut sessions = Sessions::new(Duration::from_secs(20));
+        let now: Millis = 100;
+        let mut sessions = Sessions::new(20_000);
         sessions.greet(now, greeting("wrk_a", 1));
         sessions.heard(now, SessionId(1), 2, 0);
         let session = sessions.get_mut(SessionId(1)).unwrap();
@@ -211,8 +262,8 @@ mod tests {
 
     #[test]
     fn a_worker_that_starts_again_loses_its_former_life_at_once() {
-        let now = Monotonic::now();
-        let mut sessions = Sessions::new(Duration::from_secs(20));
+        let now: Millis = 100;
+        let mut sessions = Sessions::new(20_000);
         assert!(!sessions.adopt(now, &"wrk_a".parse().unwrap(), SessionId(1)));
         assert_eq!(sessions.greet(now, greeting("wrk_a", 2)), [SessionId(1)]);
         assert!(sessions.adopt(now, &"wrk_a".parse().unwrap(), SessionId(1)));
@@ -220,14 +271,16 @@ mod tests {
 
     #[test]
     fn silence_and_broken_streams_end_sessions() {
-        let now = Monotonic::now();
-        let mut sessions = Sessions::new(Duration::from_secs(20));
+        let now: Millis = 100;
+        let mut sessions = Sessions::new(20_000);
         sessions.greet(now, greeting("wrk_a", 1));
         sessions.greet(now, greeting("wrk_b", 2));
-        sessions.disconnected(now, SessionId(1));
-        assert_eq!(sessions.expired(now + Duration::from_secs(6)), [SessionId(1)]);
-        assert!(sessions.heard(now + Duration::from_secs(19), SessionId(2), 0, 0));
-        assert_eq!(sessions.expired(now + Duration::from_secs(21)), []);
-        assert_eq!(sessions.expired(now + Duration::from_secs(40)), [SessionId(2)]);
+        sessions.disconnected(now, SessionId(1), 0);
+        assert!(sessions.get(SessionId(1)).unwrap().sender.is_some(), "the end of a former stream");
+        sessions.disconnected(now, SessionId(1), 1);
+        assert_eq!(sessions.expired(now + 6000), [SessionId(1)]);
+        assert!(sessions.heard(now + 19000, SessionId(2), 0, 0));
+        assert_eq!(sessions.expired(now + 21000), []);
+        assert_eq!(sessions.expired(now + 40000), [SessionId(2)]);
     }
 }

@@ -1,21 +1,22 @@
-//! The coordinator's `Jobs` service as the gateway uses it: domain values in and out, a deadline on every
-//! call, one error type.
+//! The coordinators' `Jobs` service as the gateway uses it: domain values in and out, a deadline on every
+//! call, the next coordinator when one does not answer, one error type.
 //!
-//! Knows no HTTP. Invariant: text of an error that was not written for clients (transport errors carry
-//! addresses) does not leave this module.
+//! Knows no HTTP. Invariants: every call may be repeated, at the same coordinator or another (a kick-off carries the
+//! id of its job); text of an error that was not written for clients (transport errors carry addresses) does not
+//! leave this module.
 
 use std::collections::BTreeSet;
-use std::future::Future;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use flatbed_proto::convert::{Wire, required, u128_bytes, u128_from};
+use flatbed_proto::reach::Coordinators;
 use flatbed_proto::status::code_of;
 use flatbed_proto::wire::job as wire;
 use flatbed_proto::wire::job::jobs_client::JobsClient;
 use flatbed_types::job::{JobRecord, Volume};
 use flatbed_types::{ClientId, ErrorCode, ExportRequest, JobId, ResourceType, caps};
 use tonic::transport::Channel;
-use tonic::{Response, Status};
+use tonic::{Code, Response, Status};
 
 /// Deadline of calls that a coordinator answers by itself.
 const CALL: Duration = Duration::from_secs(5);
@@ -48,6 +49,8 @@ pub(crate) struct JobView {
     pub permille: u32,
     /// When polling again makes sense.
     pub retry_after: Duration,
+    /// `committed` and `permille` say nothing: who knows them cannot be reached.
+    pub progress_unknown: bool,
 }
 
 /// A kick-off as it is passed on.
@@ -64,36 +67,52 @@ pub(crate) struct KickOff<'a> {
 }
 
 /// The service.
-#[derive(Debug, Clone)]
-pub(crate) struct Jobs(JobsClient<Channel>);
+#[derive(Clone)]
+pub(crate) struct Jobs(Coordinators);
 
 impl Jobs {
-    pub fn new(client: JobsClient<Channel>) -> Jobs {
-        Jobs(client.max_decoding_message_size(caps::MAX_MESSAGE))
+    pub fn new(coordinators: Coordinators) -> Jobs {
+        Jobs(coordinators)
     }
 
     /// Starts a job, or finds the one that the idempotency key names; whether it did the latter comes second.
     pub async fn create(&self, kick_off: KickOff<'_>) -> Result<(JobId, bool), CallError> {
+        let mut id = [0; 16];
+        getrandom::fill(&mut id).map_err(|_| internal())?;
         let message = wire::CreateJobRequest {
             client: kick_off.client.to_string(),
             request: Some(kick_off.request.to_wire()),
             request_url: kick_off.request_url.to_owned(),
             idempotency_key: kick_off.idempotency_key.to_owned(),
-            job: bytes::Bytes::new(),
+            job: bytes::Bytes::copy_from_slice(&id),
         };
-        let mut client = self.0.clone();
-        let answer = call(CREATE, client.create_job(message)).await?;
+        let began = Instant::now();
+        let answer = loop {
+            let left = CREATE.saturating_sub(began.elapsed());
+            let answer = self.0.call(left, |channel| {
+                let message = message.clone();
+                async move { client(channel).create_job(message).await.map(Response::into_inner) }
+            });
+            match answer.await {
+                // One try is shorter than the question to a worker may take. Its answer is kept: the repeated call
+                // finds the job.
+                Err(status) if is_out_of_patience(&status) && began.elapsed() < CREATE => {}
+                Err(status) => return Err(error_of(&status)),
+                Ok(answer) => break answer,
+            }
+        };
         let job = u128_from(&answer.job, "job").map_err(|_| internal())?;
         Ok((JobId(job), answer.repeated_job))
     }
 
     /// One job; `None` when there is none or it has been stopped.
     pub async fn get(&self, job: JobId) -> Result<Option<JobView>, CallError> {
-        let mut client = self.0.clone();
-        let answer =
-            call(CALL, client.get_job(wire::GetJobRequest { job: u128_bytes(job.0), local_only: false }))
-                .await;
-        match answer {
+        let message = wire::GetJobRequest { job: u128_bytes(job.0), local_only: false };
+        let answer = self.0.call(CALL, |channel| {
+            let message = message.clone();
+            async move { client(channel).get_job(message).await.map(Response::into_inner) }
+        });
+        match answer.await.map_err(|status| error_of(&status)) {
             Ok(answer) => view(answer).map(Some),
             Err(error) if error.code == ErrorCode::NotFound => Ok(None),
             Err(error) => Err(error),
@@ -102,29 +121,33 @@ impl Jobs {
 
     /// Cancels or deletes a job.
     pub async fn stop(&self, job: JobId) -> Result<(), CallError> {
-        let mut client = self.0.clone();
-        call(CALL, client.stop_job(wire::StopJobRequest { job: u128_bytes(job.0) })).await.map(|_| ())
+        let message = wire::StopJobRequest { job: u128_bytes(job.0) };
+        let answer = self.0.call(CALL, |channel| {
+            let message = message.clone();
+            async move { client(channel).stop_job(message).await.map(drop) }
+        });
+        answer.await.map_err(|status| error_of(&status))
     }
 
     /// The types that the source holds; `None` while that is not known.
     pub async fn source_types(&self) -> Option<BTreeSet<ResourceType>> {
-        let mut client = self.0.clone();
-        let source = call(SOURCE, client.get_source(wire::GetSourceRequest {})).await.ok()?;
+        let answer = self.0.call(SOURCE, |channel| async move {
+            client(channel).get_source(wire::GetSourceRequest {}).await.map(Response::into_inner)
+        });
+        let source = answer.await.ok()?;
         // A type that this version does not know cannot be exported by it either.
         let known = source.types.iter().filter_map(|name| name.parse().ok());
         source.ready.then(|| known.filter(|each: &ResourceType| each.is_exportable()).collect())
     }
 }
 
-async fn call<T>(
-    deadline: Duration,
-    answer: impl Future<Output = Result<Response<T>, Status>>,
-) -> Result<T, CallError> {
-    match tokio::time::timeout(deadline, answer).await {
-        Ok(Ok(response)) => Ok(response.into_inner()),
-        Ok(Err(status)) => Err(error_of(&status)),
-        Err(_) => Err(CallError { code: ErrorCode::Timeout, text: general_text(ErrorCode::Timeout) }),
-    }
+/// Whether the time of one try was up, as opposed to a coordinator that says so of something it waited for.
+fn is_out_of_patience(status: &Status) -> bool {
+    status.code() == Code::DeadlineExceeded && status.metadata().is_empty()
+}
+
+fn client(channel: Channel) -> JobsClient<Channel> {
+    JobsClient::new(channel).max_decoding_message_size(caps::MAX_MESSAGE)
 }
 
 fn view(answer: wire::GetJobResponse) -> Result<JobView, CallError> {
@@ -136,6 +159,7 @@ fn view(answer: wire::GetJobResponse) -> Result<JobView, CallError> {
             phase: job.phase,
             permille: job.permille.min(1_000),
             retry_after: Duration::from_millis(u64::from(job.retry_after_ms)),
+            progress_unknown: job.progress_unknown,
         })
     };
     checked().map_err(|malformed: flatbed_proto::Malformed| {

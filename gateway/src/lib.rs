@@ -25,10 +25,10 @@ use std::sync::Arc;
 
 pub use hosts::{HostPolicy, InvalidPublicUrl, PublicUrl};
 
-use flatbed_proto::wire::job::jobs_client::JobsClient;
+use flatbed_proto::reach::Coordinators;
 use flatbed_types::Instant;
 use object_store::ObjectStore;
-use tonic::transport::Channel;
+use object_store::signer::Signer;
 
 /// The current time, passed in so that tests decide what it is.
 pub type Clock = Arc<dyn Fn() -> Instant + Send + Sync>;
@@ -50,22 +50,30 @@ pub struct GatewayOptions {
 
 /// A gateway.
 pub struct Gateway {
-    jobs: JobsClient<Channel>,
+    coordinators: Coordinators,
     objects: Arc<dyn ObjectStore>,
+    links: Option<Arc<dyn Signer>>,
     options: GatewayOptions,
     clock: Clock,
 }
 
 impl Gateway {
-    /// A gateway over a coordinator's `Jobs` service and the store that workers write to; object keys are
-    /// relative to the root of `objects`.
+    /// A gateway over the `Jobs` service of these coordinators and the store that workers write to; object keys
+    /// are relative to the root of `objects`.
     pub fn new(
-        jobs: JobsClient<Channel>,
+        coordinators: Coordinators,
         objects: Arc<dyn ObjectStore>,
         options: GatewayOptions,
         clock: Clock,
     ) -> Self {
-        Gateway { jobs, objects, options, clock }
+        Gateway { coordinators, objects, links: None, options, clock }
+    }
+
+    /// Sends downloads to the store itself, by links that this signer makes, where the client takes a file as it
+    /// rests (`decisions.md` 14). The store must answer them with the right `Content-Type` and `Content-Encoding`.
+    pub fn with_links(mut self, signer: Arc<dyn Signer>) -> Self {
+        self.links = Some(signer);
+        self
     }
 
     /// The HTTP routes.

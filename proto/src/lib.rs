@@ -39,4 +39,7 @@ pub mod wire {
     pub use crate::generated::types::v1 as types;
 }
 
+/// The compiled schema, as gRPC reflection hands it out (an encoded `google.protobuf.FileDescriptorSet`).
+pub const FILE_DESCRIPTOR_SET: &[u8] = tonic::include_file_descriptor_set!("flatbed");
+
 pub use convert::Malformed;

@@ -22,6 +22,16 @@ pub trait Dial: Send + Sync {
     fn dial(&self, address: &str) -> Result<Channel, InvalidAddress>;
 }
 
+/// Opens nothing: for a coordinator that is alone and serves its own process.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoDial;
+
+impl Dial for NoDial {
+    fn dial(&self, address: &str) -> Result<Channel, InvalidAddress> {
+        Err(InvalidAddress(address.to_owned()))
+    }
+}
+
 /// Text that is no gRPC URL.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("'{0}' is no gRPC address: expected a URL like http://127.0.0.1:7070")]

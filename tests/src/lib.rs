@@ -3,18 +3,25 @@
 //!
 //! Nothing here uses a flatbed crate: an oracle that shared code with what it judges would share its faults.
 //! Reading order: [`lines`], [`lake`], [`oracle`], [`folder`], [`process`], [`lab`], [`server`], [`bulk`]; then the makers of
-//! test data, [`population`], [`replicate`] and [`real`].
+//! test data, [`population`], [`replicate`] and [`real`]; then processes and what befalls them, [`daemon`], [`servers`], [`proxy`],
+//! [`cluster`], [`chaos`].
 
 pub mod bulk;
+pub mod chaos;
+pub mod cluster;
+pub mod daemon;
 pub mod folder;
 pub mod lab;
 pub mod lake;
 pub mod lines;
 pub mod oracle;
 pub mod population;
+pub mod ports;
 pub mod process;
+pub mod proxy;
 pub mod random;
 pub mod real;
 pub mod replicate;
 pub mod scale;
 pub mod server;
+pub mod servers;

@@ -6,6 +6,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 
 /// Ticks of `/proc/<pid>/stat` a second: `USER_HZ`, 100 on every Linux port that Rust runs on.
 const TICKS_PER_SECOND: f64 = 100.0;
@@ -27,13 +28,23 @@ pub fn flatbed_binary() -> Result<PathBuf> {
 
 /// A `flatbed` command without the caller's `FLATBED_` settings.
 pub fn flatbed() -> Result<Command> {
-    let mut command = Command::new(flatbed_binary()?);
+    Ok(without_settings(Command::new(flatbed_binary()?)))
+}
+
+/// The command without what the caller's environment would set of Flatbed and of its object store.
+pub fn without_settings(command: Command) -> Command {
+    without(command, &["FLATBED_", "AWS_", "AZURE_", "GOOGLE_"])
+}
+
+/// The command without the caller's variables that begin like this.
+pub fn without(mut command: Command, prefixes: &[&str]) -> Command {
     for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("FLATBED_") {
+        let text = name.to_string_lossy();
+        if prefixes.iter().any(|prefix| text.starts_with(prefix)) {
             command.env_remove(name);
         }
     }
-    Ok(command)
+    command
 }
 
 /// What a process used so far.
@@ -100,6 +111,11 @@ impl Running {
         self.usage.peak_bytes = self.usage.peak_bytes.max(usage.peak_bytes);
         self.usage.written_bytes = self.usage.written_bytes.max(usage.written_bytes);
         ended
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill_process(Pid::from_child(&self.child), signal)?)
     }
 
     /// Sends SIGKILL and waits; says what it used until then.

@@ -1,20 +1,15 @@
 //! A `flatbed serve` process of a test's own, on a free port of the loopback address, killed when dropped.
 
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::ports::free_port;
 use crate::process::{Running, Usage, flatbed};
 
 /// How long a start may take before it counts as failed: a first start puts the lake in order.
 const START_TIME: Duration = Duration::from_secs(180);
-
-/// A port that was free a moment ago.
-pub fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
-}
 
 /// How a server is started, so that it can be started again the same way.
 #[derive(Debug, Clone)]

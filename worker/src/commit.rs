@@ -1,23 +1,35 @@
-//! Reports that must arrive: commits and completed tasks, repeated until the coordinator has decided.
+//! Reports that must arrive: commits and completed tasks, repeated until a coordinator has decided.
+//!
+//! Only the owner of a job decides. Which coordinator that is may change at any time; whoever is asked either
+//! decides, or says who does, or says nothing of use: then the next one is asked. Every try is the same message, so
+//! that it does no harm that several coordinators see it, or one of them several times.
 
-use std::time::{Duration, Instant};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use flatbed_proto::convert::Wire;
-use flatbed_proto::status::code_of;
+use flatbed_proto::reach::Coordinators;
 use flatbed_proto::wire::lease::control_client::ControlClient;
 use flatbed_proto::wire::lease::{CommitRequest, CommitResponse, CommitVerdict, CompleteRequest};
 use flatbed_types::job::JobError;
 use flatbed_types::{Position, caps};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tonic::Status;
 use tonic::transport::Channel;
+use tonic::{Code, Status};
 
-use crate::internal;
+use crate::{internal, random_u64};
 
-/// One try; the coordinator answers when the commit is durable.
+/// One try where there is one coordinator; it answers when the commit is durable.
 const DEADLINE: Duration = Duration::from_secs(10);
+/// One try where there are others to ask.
+const DEADLINE_OF_SEVERAL: Duration = Duration::from_secs(3);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+const ABANDON: Duration = Duration::from_millis(caps::ABANDON_MILLIS);
+/// Times in a row that the next coordinator is asked without a pause because another one named it: two that name
+/// each other must not be asked in a tight loop.
+const HINTS_AT_ONCE: u32 = 2;
 
 /// What became of a report.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,7 +38,7 @@ pub(crate) enum Decided {
     Counts(Option<Position>),
     /// It does not, and nothing of this attempt will any more.
     Dropped,
-    /// The coordinator cannot take it, however often it is sent.
+    /// The coordinators cannot take it, however often it is sent.
     Impossible(JobError),
 }
 
@@ -37,38 +49,111 @@ pub(crate) enum Report {
     Complete(CompleteRequest),
 }
 
+/// Which coordinator owns a job, as far as known: at first the one that granted the task.
+#[derive(Debug)]
+pub(crate) struct Owner {
+    address: Mutex<String>,
+}
+
+impl Owner {
+    pub fn new(address: &str) -> Owner {
+        Owner { address: Mutex::new(address.to_owned()) }
+    }
+
+    pub fn address(&self) -> String {
+        self.address.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, address: String) {
+        *self.address.lock().unwrap_or_else(PoisonError::into_inner) = address;
+    }
+}
+
+/// What one try led to.
+enum Heard {
+    Decision(Decided),
+    /// Nothing was decided; another coordinator owns the job, perhaps this one.
+    Elsewhere(Option<String>),
+}
+
 pub(crate) fn client(channel: Channel) -> ControlClient<Channel> {
     ControlClient::new(channel)
         .max_decoding_message_size(caps::MAX_MESSAGE)
         .max_encoding_message_size(caps::MAX_MESSAGE)
 }
 
-/// Delivers a report. Every try is the same message, so an answer that got lost does no harm. Gives up when the
-/// attempt is revoked or after `caps::ABANDON_MILLIS`.
-pub(crate) async fn deliver(channel: Channel, report: Report, revoked: &CancellationToken) -> Decided {
+/// Delivers a report. Gives up when the attempt is revoked or after `caps::ABANDON_MILLIS`.
+pub(crate) async fn deliver(
+    coordinators: &Coordinators,
+    owner: &Owner,
+    report: Report,
+    revoked: &CancellationToken,
+) -> Decided {
+    tokio::select! {
+        decided = repeat(coordinators, owner, report) => decided,
+        () = revoked.cancelled() => Decided::Dropped,
+    }
+}
+
+async fn repeat(coordinators: &Coordinators, owner: &Owner, report: Report) -> Decided {
     let begun = Instant::now();
-    let mut pause = FIRST_PAUSE;
+    let (mut pause, mut hints) = (FIRST_PAUSE, 0);
     loop {
-        if revoked.is_cancelled() || begun.elapsed() > Duration::from_millis(caps::ABANDON_MILLIS) {
+        let address = owner.address();
+        match one_try(coordinators, &address, report.clone()).await {
+            Heard::Decision(decided) => return decided,
+            Heard::Elsewhere(Some(named)) if named != address && hints < HINTS_AT_ONCE => {
+                learn(coordinators, &named);
+                owner.set(named);
+                hints += 1;
+                continue;
+            }
+            Heard::Elsewhere(_) => owner.set(next_after(&coordinators.addresses(), &address)),
+        }
+        if begun.elapsed() > ABANDON {
+            tracing::warn!("a report could not be delivered; its attempt is given up");
             return Decided::Dropped;
         }
-        match tokio::time::timeout(DEADLINE, send(channel.clone(), report.clone())).await {
-            Ok(Ok(response)) => {
-                if let Some(decided) = decide(response) {
-                    return decided;
-                }
-            }
-            Ok(Err(status)) if !code_of(&status).is_retryable() => {
-                tracing::error!(code = %code_of(&status), "the coordinator refuses a report: {}", status.message());
-                return Decided::Impossible(internal("the coordinator refuses a report"));
-            }
-            Ok(Err(_)) | Err(_) => {}
+        tokio::time::sleep(with_jitter(pause)).await;
+        (pause, hints) = ((pause * 2).min(LONGEST_PAUSE), 0);
+    }
+}
+
+/// Makes an address known that a coordinator has named. What is learned of all of them replaces it later.
+fn learn(coordinators: &Coordinators, named: &str) {
+    if coordinators.channel(named).is_none() {
+        let mut addresses = coordinators.addresses();
+        addresses.push(named.to_owned());
+        coordinators.learn(&addresses);
+    }
+}
+
+/// The address to ask after this one.
+fn next_after(addresses: &[String], address: &str) -> String {
+    let next = match addresses.iter().position(|known| known == address) {
+        Some(at) => addresses.get((at + 1) % addresses.len()),
+        None => addresses.first(),
+    };
+    next.cloned().unwrap_or_else(|| address.to_owned())
+}
+
+/// Between a half and the whole of a pause: what failed together is not tried again together.
+fn with_jitter(pause: Duration) -> Duration {
+    let part = random_u64().unwrap_or(0) % 512;
+    pause * (512 + part as u32) / 1_024
+}
+
+async fn one_try(coordinators: &Coordinators, address: &str, report: Report) -> Heard {
+    let Some(channel) = coordinators.channel(address) else { return Heard::Elsewhere(None) };
+    let alone = coordinators.addresses().len() <= 1;
+    let deadline = if alone { DEADLINE } else { DEADLINE_OF_SEVERAL };
+    match tokio::time::timeout(deadline, send(channel, report)).await {
+        Ok(Ok(response)) => hear(response),
+        Ok(Err(status)) if is_refusal(&status) => {
+            tracing::error!(code = ?status.code(), "a coordinator refuses a report: {}", status.message());
+            Heard::Decision(Decided::Impossible(internal("the coordinator refuses a report")))
         }
-        tokio::select! {
-            () = tokio::time::sleep(pause) => {}
-            () = revoked.cancelled() => {}
-        }
-        pause = (pause * 2).min(LONGEST_PAUSE);
+        Ok(Err(_)) | Err(_) => Heard::Elsewhere(None),
     }
 }
 
@@ -81,16 +166,31 @@ async fn send(channel: Channel, report: Report) -> Result<CommitResponse, Status
     Ok(response.into_inner())
 }
 
-/// `None`: ask again.
-fn decide(response: CommitResponse) -> Option<Decided> {
+/// Whether the message itself is at fault. A coordinator that dies while it answers shows as `Unknown` or
+/// `Internal`: such a report may count or not, and is repeated.
+fn is_refusal(status: &Status) -> bool {
+    matches!(
+        status.code(),
+        Code::InvalidArgument
+            | Code::OutOfRange
+            | Code::Unimplemented
+            | Code::PermissionDenied
+            | Code::Unauthenticated
+            | Code::FailedPrecondition
+    )
+}
+
+fn hear(response: CommitResponse) -> Heard {
     let hi = response.hi.clone().and_then(|hi| Position::from_wire(hi).ok());
-    match response.verdict() {
-        CommitVerdict::Accepted => Some(Decided::Counts(hi)),
-        CommitVerdict::Duplicate => Some(Decided::Counts(None)),
-        CommitVerdict::Retry | CommitVerdict::NotOwner | CommitVerdict::Unspecified => None,
+    let decided = match response.verdict() {
+        CommitVerdict::Accepted | CommitVerdict::Duplicate => Decided::Counts(hi),
         CommitVerdict::LoMismatch
         | CommitVerdict::BeyondHi
         | CommitVerdict::NotAllowed
-        | CommitVerdict::JobStopped => Some(Decided::Dropped),
-    }
+        | CommitVerdict::JobStopped => Decided::Dropped,
+        CommitVerdict::Retry | CommitVerdict::NotOwner | CommitVerdict::Unspecified => {
+            return Heard::Elsewhere(Some(response.owner).filter(|owner| !owner.is_empty()));
+        }
+    };
+    Heard::Decision(decided)
 }

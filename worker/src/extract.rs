@@ -1,29 +1,33 @@
 //! Reads a range and commits it segment by segment.
+//!
+//! The range may lose its end while it is read: a coordinator asks for it (`Truncate`), or the answer to a commit
+//! says that the task ends earlier now. Either takes effect between two pieces, on the thread that reads: the scan
+//! goes on from where it is to the new end, so that no row behind that end can be in a segment that was open then
+//! or begins later. Only after that is the coordinator told.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use flatbed_extract::encode::FileEncoder;
 use flatbed_extract::outcome::{self, Severity};
 use flatbed_extract::source::{RowReader, Window};
-use flatbed_extract::{KeyListBuilder, Piece, Scan, Select};
+use flatbed_extract::{Piece, Scan, Select, Snapshot};
 use flatbed_proto::convert::{Wire, u128_bytes};
 use flatbed_proto::wire::lease::CommitRequest;
 use flatbed_types::job::{JobError, Volume};
 use flatbed_types::layout::{Writer, output_object};
-use flatbed_types::position::patient_of;
 use flatbed_types::task::{CommitRecord, OutputKind, OutputObject, RowCounts};
-use flatbed_types::{Codec, KeyRange, Lane, Nonce, Position, ResourceType, Section};
+use flatbed_types::{Codec, KeyRange, Lane, Nonce, Position, ResourceType, Section, caps};
 use tokio::runtime::Handle;
 
 use crate::commit::{Decided, Report, deliver};
+use crate::references::References;
 use crate::slot::{Grant, Running, open_list, reopen};
-use crate::upload::{self, Upload};
+use crate::upload::Upload;
 use crate::{Context, internal, io_error, random_u64, source_error};
 
-/// Bytes of distinct references held before they go to the sorter.
-const RECENT_REFERENCES: usize = 4 << 20;
+/// How often what is left of a range is estimated: heartbeats tell it no more often.
+const ESTIMATE: Duration = Duration::from_millis(caps::HEARTBEAT_MILLIS);
 
 pub(crate) fn run(
     context: &Context,
@@ -45,8 +49,8 @@ pub(crate) fn run(
         references: grant.request.follows_references(),
         deflated: grant.codec == Codec::Gzip,
     };
-    let reader = snapshot.read(scan).map_err(source_error)?;
-    Extraction { context, runtime, running, lane, lo: grant.range.lo.clone(), segment: 0 }.drive(reader)
+    let lo = scan.range.lo.clone();
+    Extraction { context, runtime, running, snapshot, scan, lo, segment: 0, estimated: None }.drive()
 }
 
 fn select(context: &Context, runtime: &Handle, grant: &Grant, lane: Lane) -> Result<Select, JobError> {
@@ -64,21 +68,31 @@ fn select(context: &Context, runtime: &Handle, grant: &Grant, lane: Lane) -> Res
     }
 }
 
-struct Extraction<'a> {
-    context: &'a Context,
-    runtime: &'a Handle,
-    running: &'a Running,
-    lane: Lane,
+pub(crate) struct Extraction<'a> {
+    pub context: &'a Context,
+    pub runtime: &'a Handle,
+    pub running: &'a Running,
+    snapshot: Arc<dyn Snapshot>,
+    /// What is read. Its range starts where the last piece ended and ends where the task does, as far as known.
+    scan: Scan,
+    /// Where what is not committed begins.
     lo: Position,
     segment: u32,
+    estimated: Option<Instant>,
 }
 
 impl Extraction<'_> {
-    fn drive(mut self, mut reader: Box<dyn RowReader>) -> Result<(), JobError> {
+    fn drive(mut self) -> Result<(), JobError> {
         let grant = &self.running.grant;
-        let hi = grant.range.hi.clone();
+        let mut reader = self.read()?;
         let mut open: Option<Segment> = None;
-        while let Some(piece) = reader.next().map_err(source_error)? {
+        self.estimate();
+        loop {
+            self.running.pace(self.context, self.runtime);
+            let Some(piece) = reader.next().map_err(source_error)? else {
+                // A reader ends at `hi`; one that did not would leave rows behind.
+                return Err(internal("a scan ended before its range did"));
+            };
             if self.running.is_revoked() {
                 return Ok(());
             }
@@ -89,77 +103,137 @@ impl Extraction<'_> {
             let next = piece.next.clone();
             segment.add(piece)?;
             self.running.set_uncommitted(segment.volume());
+            // Inside a long row nothing can be sealed or cut.
             let Some(next) = next else { continue };
+            self.scan.range.lo = next;
+            if self.running.is_cut_wanted() && self.give_end_away() {
+                reader = self.read()?;
+            }
+            self.estimate();
             let draining = self.running.drain.is_cancelled();
-            let is_due = segment.is_due(grant) || draining || next >= hi;
-            if !is_due || next <= self.lo {
+            let is_due = segment.is_due(grant) || draining || self.is_read();
+            if !is_due || self.scan.range.lo <= self.lo {
                 continue;
             }
             let Some(segment) = open.take() else { continue };
-            if !self.commit(segment, next.clone())? || draining || next >= hi {
+            let Some(shortened) = self.commit(segment)? else { return Ok(()) };
+            if draining || self.is_read() {
                 return Ok(());
             }
+            if shortened {
+                reader = self.read()?;
+            }
         }
-        // A reader ends at `hi`; one that did not would leave rows behind.
-        Err(internal("a scan ended before its range did"))
     }
 
-    /// Seals and reports a segment. `false` when the attempt is over.
-    fn commit(&mut self, segment: Segment, next: Position) -> Result<bool, JobError> {
+    /// Reads what is left of the range.
+    fn read(&self) -> Result<Box<dyn RowReader>, JobError> {
+        self.snapshot.read(self.scan.clone()).map_err(source_error)
+    }
+
+    fn is_read(&self) -> bool {
+        self.scan.range.is_empty()
+    }
+
+    /// Cuts off about half of what is left for whoever asked. Whether the scan must go on with another reader.
+    fn give_end_away(&mut self) -> bool {
+        let ends_anyway = self.running.drain.is_cancelled();
+        let cut = if ends_anyway { None } else { self.snapshot.middle(self.scan.lane, &self.scan.range) };
+        if let Some(at) = &cut {
+            self.scan.range.hi = at.clone();
+            self.estimated = None;
+        }
+        self.running.answer_cuts(cut.as_ref());
+        cut.is_some()
+    }
+
+    fn estimate(&mut self) {
+        if self.estimated.is_none_or(|at| at.elapsed() >= ESTIMATE) {
+            self.running.set_left(self.snapshot.weigh(self.scan.lane, &self.scan.range));
+            self.estimated = Some(Instant::now());
+        }
+    }
+
+    /// Seals and reports a segment. `None` when the attempt is over; else whether its range ends earlier now.
+    fn commit(&mut self, segment: Segment) -> Result<Option<bool>, JobError> {
         let grant = &self.running.grant;
         let (rows, fingerprint) = (segment.rows, segment.fingerprint);
         // Nothing more is written for a job that is over.
         if self.running.is_revoked() {
-            return Ok(false);
+            return Ok(None);
         }
         let outputs = segment.seal(self)?;
-        let range = KeyRange { lo: self.lo.clone(), hi: next.clone() };
+        let next = self.scan.range.lo.clone();
         let commit = CommitRecord {
             task: grant.task,
             attempt: grant.attempt,
             segment: self.segment,
             round: grant.round,
-            range,
+            range: KeyRange { lo: self.lo.clone(), hi: next.clone() },
             outputs,
             rows,
             fingerprint,
             replaces: Vec::new(),
         };
-        let request = CommitRequest {
-            job: u128_bytes(grant.job.0),
-            token: grant.token.0,
-            commit: Some(commit.to_wire()),
-        };
-        let delivery = deliver(self.context.channel.clone(), Report::Commit(request), &self.running.revoked);
-        let decided = self.runtime.block_on(delivery);
-        self.running.set_uncommitted(Volume::default());
-        match decided {
-            Decided::Counts(_) => {
-                self.lo = next;
-                self.segment += 1;
-                Ok(true)
-            }
-            Decided::Dropped => Ok(false),
-            Decided::Impossible(error) => Err(error),
+        let Some(hi) = report(self.context, self.runtime, self.running, commit)? else { return Ok(None) };
+        self.lo = next;
+        self.segment += 1;
+        let shortened = hi.filter(|hi| *hi < self.scan.range.hi);
+        let is_shortened = shortened.is_some();
+        if let Some(hi) = shortened {
+            self.scan.range.hi = hi;
+            self.estimated = None;
         }
+        Ok(Some(is_shortened))
     }
 
-    fn output(&self, kind: OutputKind, resource_type: ResourceType) -> Result<OutputObject, JobError> {
-        let nonce = Nonce(random_u64()?);
-        Ok(OutputObject {
-            kind,
-            resource_type,
-            nonce,
-            lines: 0,
-            raw_bytes: 0,
-            stored_bytes: 0,
-            sha256: [0; 32],
-        })
+    /// An output of which only the name is decided.
+    pub fn output(&self, kind: OutputKind, resource_type: ResourceType) -> Result<OutputObject, JobError> {
+        unwritten(kind, resource_type)
     }
 
-    fn key(&self, writer: Writer, output: &OutputObject) -> String {
+    pub fn key(&self, writer: Writer, output: &OutputObject) -> String {
         output_object(&self.running.grant.root, writer, output, self.running.grant.codec)
     }
+
+    /// The type of the lane's rows.
+    pub fn resource_type(&self) -> ResourceType {
+        self.scan.lane.resource_type
+    }
+}
+
+/// Reports a commit. `None` when the attempt is over; else where the task ends now, if the answer says so.
+pub(crate) fn report(
+    context: &Context,
+    runtime: &Handle,
+    running: &Running,
+    commit: CommitRecord,
+) -> Result<Option<Option<Position>>, JobError> {
+    let grant = &running.grant;
+    let request =
+        CommitRequest { job: u128_bytes(grant.job.0), token: grant.token.0, commit: Some(commit.to_wire()) };
+    let delivery = deliver(&context.coordinators, &running.owner, Report::Commit(request), &running.revoked);
+    match runtime.block_on(delivery) {
+        Decided::Counts(hi) => {
+            running.set_committed();
+            Ok(Some(hi))
+        }
+        Decided::Dropped => Ok(None),
+        Decided::Impossible(error) => Err(error),
+    }
+}
+
+/// An output of which only the name is decided.
+pub(crate) fn unwritten(kind: OutputKind, resource_type: ResourceType) -> Result<OutputObject, JobError> {
+    Ok(OutputObject {
+        kind,
+        resource_type,
+        nonce: Nonce(random_u64()?),
+        lines: 0,
+        raw_bytes: 0,
+        stored_bytes: 0,
+        sha256: [0; 32],
+    })
 }
 
 /// Rows written since the last commit.
@@ -178,7 +252,7 @@ impl Segment {
     fn begin(extraction: &Extraction<'_>, number: u32) -> Result<Segment, JobError> {
         let grant = &extraction.running.grant;
         let writer = grant.writer(number);
-        let data = extraction.output(OutputKind::Data, extraction.lane.resource_type)?;
+        let data = extraction.output(OutputKind::Data, extraction.resource_type())?;
         let key = extraction.key(writer, &data);
         let objects = extraction.context.objects.clone();
         let mut upload = Upload::new(objects, extraction.runtime.clone(), &key);
@@ -240,7 +314,7 @@ impl Segment {
 fn withheld(extraction: &Extraction<'_>, writer: Writer, count: u64) -> Result<OutputObject, JobError> {
     let text = format!(
         "{count} {} resources were left out: they also belong to patients, or name patients, that are not part of this export",
-        extraction.lane.resource_type
+        extraction.resource_type()
     );
     let line = outcome::line(Severity::Information, "suppressed", &text, None);
     let lines = std::iter::once(line);
@@ -272,15 +346,7 @@ pub(crate) struct OutcomeSink {
 
 impl OutcomeSink {
     pub fn new(context: &Context, runtime: &Handle, grant: &Grant, writer: Writer) -> Result<Self, JobError> {
-        let output = OutputObject {
-            kind: OutputKind::Outcome,
-            resource_type: ResourceType::OPERATION_OUTCOME,
-            nonce: Nonce(random_u64()?),
-            lines: 0,
-            raw_bytes: 0,
-            stored_bytes: 0,
-            sha256: [0; 32],
-        };
+        let output = unwritten(OutputKind::Outcome, ResourceType::OPERATION_OUTCOME)?;
         let key = output_object(&grant.root, writer, &output, grant.codec);
         let mut upload = Upload::new(context.objects.clone(), runtime.clone(), &key);
         let encoder = FileEncoder::new(grant.codec, upload.buffer());
@@ -308,70 +374,6 @@ impl OutcomeSink {
         output.raw_bytes = summary.raw_bytes;
         output.stored_bytes = summary.stored_bytes;
         output.sha256 = summary.sha256;
-        Ok(Some(output))
-    }
-}
-
-/// Keys of supporting resources that a segment's rows refer to. Few of them are distinct, so repeats are dropped
-/// before they reach the sorter.
-struct References {
-    recent: HashSet<Vec<u8>>,
-    recent_bytes: usize,
-    builder: KeyListBuilder,
-    wanted: HashSet<Vec<u8>>,
-    any: bool,
-}
-
-impl References {
-    fn new(extraction: &Extraction<'_>) -> References {
-        let options = &extraction.context.options;
-        let request = &extraction.running.grant.request;
-        let wanted = ResourceType::all().filter(|kind| request.wants_type(*kind));
-        References {
-            recent: HashSet::new(),
-            recent_bytes: 0,
-            builder: KeyListBuilder::new(&options.scratch, options.sort_budget),
-            wanted: wanted.map(|kind| kind.name().as_bytes().to_vec()).collect(),
-            any: false,
-        }
-    }
-
-    fn add(&mut self, keys: Vec<Vec<u8>>) -> Result<(), JobError> {
-        for key in keys {
-            // The type stands where a patient would in a compartment key.
-            if !self.wanted.contains(patient_of(&key)) || self.recent.contains(&key) {
-                continue;
-            }
-            self.any = true;
-            self.recent_bytes += key.len();
-            self.recent.insert(key);
-            if self.recent_bytes >= RECENT_REFERENCES {
-                self.spill()?;
-            }
-        }
-        Ok(())
-    }
-
-    fn spill(&mut self) -> Result<(), JobError> {
-        for key in self.recent.drain() {
-            self.builder.push(&key).map_err(|error| io_error("sorting references", &error))?;
-        }
-        self.recent_bytes = 0;
-        Ok(())
-    }
-
-    fn seal(mut self, extraction: &Extraction<'_>, writer: Writer) -> Result<Option<OutputObject>, JobError> {
-        if !self.any {
-            return Ok(None);
-        }
-        self.spill()?;
-        let scratch = &extraction.context.options.scratch;
-        let (mut file, keys) = upload::list_file(self.builder, scratch, "writing references")?;
-        let mut output = extraction.output(OutputKind::References, extraction.lane.resource_type)?;
-        let key = extraction.key(writer, &output);
-        let pointer = upload::put_file(&extraction.context.objects, extraction.runtime, key, &mut file)?;
-        output.lines = keys;
-        (output.raw_bytes, output.stored_bytes, output.sha256) = (pointer.size, pointer.size, pointer.sha256);
         Ok(Some(output))
     }
 }

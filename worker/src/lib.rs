@@ -1,20 +1,31 @@
-//! A running worker: connects to a coordinator, offers its slots, and carries out what it is granted.
+//! A running worker: connects to the coordinators, offers its slots, and carries out what it is granted.
 //!
-//! - `session`: the connection, heartbeats, grants, questions, drain.
+//! - `supervise`: a session for each coordinator, drain; `session`: one of them.
+//! - `hub`: what they share, the slots and the running attempts; `allot`: who may fill which slots.
+//! - `readiness`: whether the source can be read, and questions about it; `pulse`: whether anybody hears the worker.
 //! - `slot`: one grant from its arrival to its end; `threads`: one thread a slot.
 //! - `extract`: reads a range and commits it segment by segment.
-//! - `planning`, `resolve`: the other tasks.
+//! - `planning`, `resolve`, `merge`: the other tasks.
 //! - `upload`: objects in parts; `commit`: reports that must arrive.
 //!
-//! It knows no etcd and no HTTP clients; its only peers are the coordinator, the source and the object store.
+//! It knows no etcd and no HTTP clients; its only peers are the coordinators, the source and the object store.
 //! Nothing that it writes counts until a commit of it is accepted, and it never deletes what it has sealed.
 
+mod allot;
 mod commit;
 mod extract;
+mod hub;
+mod merge;
 mod planning;
+mod pulse;
+mod readiness;
+mod references;
 mod resolve;
 mod session;
 mod slot;
+mod supervise;
+#[cfg(test)]
+mod tests;
 mod threads;
 mod upload;
 
@@ -22,12 +33,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use flatbed_extract::Source;
+use flatbed_proto::reach::Coordinators;
 use flatbed_types::job::JobError;
 use flatbed_types::{ErrorCode, SessionId, WorkerId};
 use object_store::ObjectStore;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Channel;
 
 /// What a worker is told at its start.
 #[derive(Debug, Clone)]
@@ -45,32 +56,34 @@ pub struct WorkerOptions {
 /// A running worker.
 pub struct Worker {
     drain: CancellationToken,
-    session: JoinHandle<()>,
+    sessions: JoinHandle<()>,
 }
 
 impl Worker {
-    /// Connects and works until stopped; reconnects by itself. The source is prepared at once, so that a lake is
+    /// Connects to every coordinator and works until stopped; reconnects by itself. The source is prepared at once, so that a lake is
     /// put into order before the first job asks for it.
     ///
     /// # Errors
     /// When the system refuses threads.
     pub fn start(
-        channel: Channel,
+        coordinators: Coordinators,
         source: Arc<dyn Source>,
         objects: Arc<dyn ObjectStore>,
         options: WorkerOptions,
     ) -> std::io::Result<Worker> {
         let drain = CancellationToken::new();
         let threads = threads::Threads::start(options.slots)?;
-        let context = Context { source, objects, options, channel, session: fresh_session(), threads };
-        let session = tokio::spawn(session::run(Arc::new(context), drain.clone()));
-        Ok(Worker { drain, session })
+        let (session, pulse) = (fresh_session(), pulse::Pulse::new());
+        let context = Context { source, objects, options, coordinators, session, threads, pulse };
+        let hub = Arc::new(hub::Hub::new(Arc::new(context), drain.clone()));
+        let sessions = tokio::spawn(supervise::run(hub));
+        Ok(Worker { drain, sessions })
     }
 
     /// Drains: takes nothing new, commits what running tasks have written, says goodbye.
     pub async fn stop(self) {
         self.drain.cancel();
-        let _ = self.session.await;
+        let _ = self.sessions.await;
     }
 }
 
@@ -79,9 +92,10 @@ pub(crate) struct Context {
     pub source: Arc<dyn Source>,
     pub objects: Arc<dyn ObjectStore>,
     pub options: WorkerOptions,
-    pub channel: Channel,
+    pub coordinators: Coordinators,
     pub session: SessionId,
     pub threads: threads::Threads,
+    pub pulse: pulse::Pulse,
 }
 
 fn fresh_session() -> SessionId {

@@ -84,7 +84,7 @@ pub(crate) fn complete(
         result: Some(result),
     };
     let report = Report::Complete(request);
-    match runtime.block_on(deliver(context.channel.clone(), report, &running.revoked)) {
+    match runtime.block_on(deliver(&context.coordinators, &running.owner, report, &running.revoked)) {
         Decided::Counts(_) | Decided::Dropped => Ok(()),
         Decided::Impossible(error) => Err(error),
     }

@@ -1,7 +1,6 @@
 //! One grant, from its arrival to its end.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use flatbed_extract::KeyList;
 use flatbed_proto::Malformed;
@@ -10,13 +9,17 @@ use flatbed_proto::convert_task::kind_from_wire;
 use flatbed_proto::wire::lease as wire;
 use flatbed_types::job::{JobError, ObjectPointer, SourcePin, Volume};
 use flatbed_types::layout::Writer;
-use flatbed_types::task::TaskKind;
-use flatbed_types::{AttemptId, Codec, ErrorCode, ExportRequest, JobId, KeyRange, SessionId, TaskId, Token};
+use flatbed_types::task::{MergeInput, TaskKind};
+use flatbed_types::{
+    AttemptId, Codec, ErrorCode, ExportRequest, JobId, KeyRange, Position, SessionId, TaskId, Token,
+};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
+use crate::commit::Owner;
+use crate::hub::{Outgoing, truncated};
 use crate::upload::ObjectBlocks;
-use crate::{Context, extract, internal, io_error, planning, resolve};
+use crate::{Context, extract, internal, io_error, merge, planning, resolve};
 
 /// A grant, checked.
 #[derive(Debug, Clone)]
@@ -35,6 +38,7 @@ pub(crate) struct Grant {
     pub keys: Option<ObjectPointer>,
     pub sidecars: Vec<ObjectPointer>,
     pub known_keys: Vec<ObjectPointer>,
+    pub merge_inputs: Vec<MergeInput>,
     pub root: String,
     pub codec: Codec,
     pub file_bytes: u64,
@@ -60,6 +64,7 @@ impl Grant {
             keys: optional(message.keys)?,
             sidecars: each(message.sidecars)?,
             known_keys: each(message.known_keys)?,
+            merge_inputs: each(message.merge_inputs)?,
             root: output.root,
             codec: Codec::from_wire(output.codec)?,
             file_bytes: output.file_bytes,
@@ -74,49 +79,126 @@ impl Grant {
     }
 }
 
-/// How an attempt stands, for heartbeats, and how it is told to end.
+/// How an attempt stands.
+#[derive(Default)]
+struct Standing {
+    /// Written since it began and committed.
+    committed: Volume,
+    /// Written and not committed yet.
+    uncommitted: Volume,
+    /// Bytes that remain, as the source estimates; 0 when unknown.
+    left_bytes: u64,
+    note: String,
+}
+
+/// An attempt: how it stands, for heartbeats, and what is wanted of it. The sessions and the thread of its slot meet
+/// here.
 pub(crate) struct Running {
     pub grant: Grant,
+    pub owner: Owner,
     /// Nothing of it will be accepted any more.
     pub revoked: CancellationToken,
     /// Commit what is written and end.
     pub drain: CancellationToken,
-    rows: AtomicU64,
-    bytes: AtomicU64,
-    note: Mutex<String>,
+    standing: Mutex<Standing>,
+    /// Who wants to have the end of its range, and waits for an answer.
+    cuts: Mutex<Vec<Outgoing>>,
 }
 
 impl Running {
-    pub fn new(grant: Grant, drain: CancellationToken) -> Running {
+    /// An attempt that the coordinator at this address has granted.
+    pub fn new(grant: Grant, from: &str, drain: CancellationToken) -> Running {
         Running {
             grant,
+            owner: Owner::new(from),
             revoked: CancellationToken::new(),
             drain,
-            rows: AtomicU64::new(0),
-            bytes: AtomicU64::new(0),
-            note: Mutex::new(String::new()),
+            standing: Mutex::default(),
+            cuts: Mutex::default(),
         }
     }
 
-    pub fn set_uncommitted(&self, volume: Volume) {
-        self.rows.store(volume.rows, Ordering::Relaxed);
-        self.bytes.store(volume.bytes, Ordering::Relaxed);
+    /// What tells it from all others: attempts are numbered by job.
+    pub fn id(&self) -> (JobId, AttemptId) {
+        (self.grant.job, self.grant.attempt)
     }
 
-    pub fn uncommitted(&self) -> Volume {
-        Volume { rows: self.rows.load(Ordering::Relaxed), bytes: self.bytes.load(Ordering::Relaxed) }
+    fn standing(&self) -> MutexGuard<'_, Standing> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn set_uncommitted(&self, volume: Volume) {
+        self.standing().uncommitted = volume;
+    }
+
+    /// What was written counts.
+    pub fn set_committed(&self) {
+        let mut standing = self.standing();
+        let Volume { rows, bytes } = std::mem::take(&mut standing.uncommitted);
+        standing.committed.rows += rows;
+        standing.committed.bytes += bytes;
+    }
+
+    pub fn set_left(&self, bytes: u64) {
+        self.standing().left_bytes = bytes;
     }
 
     pub fn set_note(&self, note: String) {
-        *self.note.lock().unwrap_or_else(PoisonError::into_inner) = note;
+        self.standing().note = note;
     }
 
-    pub fn note(&self) -> String {
-        self.note.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// For a heartbeat.
+    pub fn report(&self) -> wire::AttemptReport {
+        let Standing { committed, uncommitted, left_bytes, note } = &*self.standing();
+        let written =
+            Volume { rows: committed.rows + uncommitted.rows, bytes: committed.bytes + uncommitted.bytes };
+        wire::AttemptReport {
+            job: flatbed_proto::convert::u128_bytes(self.grant.job.0),
+            task: self.grant.task.0,
+            attempt: self.grant.attempt.0,
+            uncommitted: Some(uncommitted.to_wire()),
+            note: note.clone(),
+            written: Some(written.to_wire()),
+            left_bytes: *left_bytes,
+        }
     }
 
     pub fn is_revoked(&self) -> bool {
         self.revoked.is_cancelled()
+    }
+
+    /// Somebody wants to have the end of the range; the answer goes there.
+    pub fn ask_for_cut(&self, answers: Outgoing) {
+        self.cuts.lock().unwrap_or_else(PoisonError::into_inner).push(answers);
+    }
+
+    /// Whether somebody waits for an answer.
+    pub fn is_cut_wanted(&self) -> bool {
+        !self.cuts.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
+    /// Tells whoever asked where the range ends now; `None`: where it did. From here on no row at or behind that
+    /// place is written.
+    pub fn answer_cuts(&self, at: Option<&Position>) {
+        for answers in self.cuts.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            // A coordinator that does not hear of it finds the task unfinished, and grants the rest again.
+            let _ = answers.try_send(truncated(&self.grant, at));
+        }
+    }
+
+    /// Waits while no coordinator hears of this worker (`pulse`), unless the attempt is to end.
+    pub fn pace(&self, context: &Context, runtime: &Handle) {
+        if !context.pulse.is_lost() {
+            return;
+        }
+        tracing::warn!(job = %self.grant.job, task = %self.grant.task, "no coordinator answers; reading pauses");
+        runtime.block_on(async {
+            tokio::select! {
+                () = context.pulse.restored() => {}
+                () = self.revoked.cancelled() => {}
+                () = self.drain.cancelled() => {}
+            }
+        });
     }
 }
 
@@ -133,11 +215,15 @@ pub(crate) async fn run(context: Arc<Context>, running: Arc<Running>) -> End {
     let runtime = Handle::current();
     let work = {
         let (context, running) = (context.clone(), running.clone());
-        move || match running.grant.kind {
-            TaskKind::Extract(lane) => extract::run(&context, &runtime, &running, lane),
-            TaskKind::Plan => planning::run(&context, &runtime, &running),
-            TaskKind::Resolve => resolve::run(&context, &runtime, &running),
-            TaskKind::Merge(_) => Err(internal("merge tasks are not known")),
+        move || {
+            // For the clock of the runtime.
+            let _entered = runtime.enter();
+            match running.grant.kind {
+                TaskKind::Extract(lane) => extract::run(&context, &runtime, &running, lane),
+                TaskKind::Plan => planning::run(&context, &runtime, &running),
+                TaskKind::Resolve => resolve::run(&context, &runtime, &running),
+                TaskKind::Merge(resource_type) => merge::run(&context, &runtime, &running, resource_type),
+            }
         }
     };
     match context.threads.run(work).await {

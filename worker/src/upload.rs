@@ -3,13 +3,14 @@
 use std::io;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use flatbed_extract::KeyListBuilder;
 use flatbed_extract::encode::Chunks;
 use flatbed_extract::keylist::BlockRead;
-use flatbed_types::caps;
 use flatbed_types::job::{JobError, ObjectPointer};
+use flatbed_types::{ErrorCode, caps};
 use object_store::path::Path;
-use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt, PutPayload};
+use object_store::{GetOptions, MultipartUpload, ObjectStore, ObjectStoreExt, PutPayload};
 use sha2::{Digest, Sha256};
 use tokio::runtime::Handle;
 
@@ -186,6 +187,49 @@ impl ObjectBlocks {
     pub fn new(objects: Arc<dyn ObjectStore>, runtime: Handle, pointer: &ObjectPointer) -> ObjectBlocks {
         ObjectBlocks { objects, runtime, path: Path::from(pointer.key.as_str()), size: pointer.size }
     }
+}
+
+/// Reads a part of an object, which must be of this size as a whole.
+pub(crate) fn read_part(
+    objects: &Arc<dyn ObjectStore>,
+    runtime: &Handle,
+    key: &str,
+    size: u64,
+    range: std::ops::Range<u64>,
+) -> Result<Bytes, JobError> {
+    let path = Path::from(key);
+    let once = || async {
+        let options = GetOptions { range: Some(range.clone().into()), ..GetOptions::default() };
+        let part = objects.get_opts(&path, options).await?;
+        let whole = part.meta.size;
+        Ok::<_, object_store::Error>((whole, part.bytes().await?))
+    };
+    let mut pause = READ_PAUSE;
+    let mut tries = 1;
+    let (whole, bytes) = loop {
+        match runtime.block_on(once()) {
+            Ok(read) => break read,
+            Err(error) if tries >= READ_TRIES || is_final(&error) => {
+                return Err(object_error("reading a file", &error));
+            }
+            Err(error) => tracing::debug!(%error, "a file could not be read; trying again"),
+        }
+        std::thread::sleep(pause);
+        pause *= 2;
+        tries += 1;
+    };
+    if whole == size { Ok(bytes) } else { Err(damaged()) }
+}
+
+/// Whether another try would end in the same way.
+fn is_final(error: &object_store::Error) -> bool {
+    matches!(error, object_store::Error::NotFound { .. } | object_store::Error::PermissionDenied { .. })
+}
+
+/// A file is not what a commit has said of it. No retry mends that.
+pub(crate) fn damaged() -> JobError {
+    let message = "a finished file is not as it was written any more".to_owned();
+    JobError { code: ErrorCode::StorageFailed, message }
 }
 
 impl BlockRead for ObjectBlocks {

@@ -1,7 +1,7 @@
 //! Longer searches of the protocol model than the tests have time for; see the crate's README, "The model".
 //!
 //! ```text
-//! cargo run --release -p flatbed-coordinator-core --example model -- short | long | mistakes [traces]
+//! cargo run --release -p flatbed-coordinator-core --example model -- short [NAME] | long [NAME] | mistakes [traces]
 //! cargo run --release -p flatbed-coordinator-core --example model -- walk SEED STEPS
 //! ```
 //!
@@ -12,6 +12,8 @@
 mod choices;
 #[path = "../tests/model/config.rs"]
 mod config;
+#[path = "../tests/model/deeds.rs"]
+mod deeds;
 #[path = "../tests/model/invariants.rs"]
 mod invariants;
 #[path = "../tests/model/mutation.rs"]
@@ -26,7 +28,7 @@ mod suite;
 use std::process::ExitCode;
 
 use config::*;
-use suite::{Outcome, SEEDED, SHORT, Search, WIDE};
+use suite::{HARMLESS, Outcome, SEEDED, SHORT, Search, WIDE, WIDE_MERGES};
 
 const BASE: Config = Config { owners: 2, epochs: 2, grants: 3, runs: 3, ..Config::CALM };
 
@@ -44,7 +46,7 @@ const LONG: &[Search] = &[
     },
     Search {
         name: "speculation, a run twice",
-        at_least: 3_300_000,
+        at_least: 2_800_000,
         config: Config {
             workers: 2,
             grants: 2,
@@ -83,22 +85,26 @@ const LONG: &[Search] = &[
             ..BASE
         },
     },
+    Search {
+        name: "merges, second attempts, a stop",
+        at_least: 5_300_000,
+        config: Config { workers: 2, collected: 1, speculation: true, cancel: true, merges: true, ..BASE },
+    },
 ];
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let good = match words[..] {
-        ["short"] => searches(SHORT),
-        ["long"] => searches(LONG),
+        ["short"] => searches(SHORT, ""),
+        ["short", name] => searches(SHORT, name),
+        ["long"] => searches(LONG, ""),
+        ["long", name] => searches(LONG, name),
         ["mistakes"] => mistakes(false),
         ["mistakes", "traces"] => mistakes(true),
         ["walk", seed, steps] => match (seed.parse(), steps.parse()) {
             (Ok(seed), Ok(steps)) => {
-                // Which goals chance reaches is told, not judged.
-                let outcome = suite::walk(WIDE, seed, steps);
-                report("walk", &outcome);
-                outcome.broken.is_empty()
+                walk("walk", WIDE, seed, steps) & walk("merges", WIDE_MERGES, seed, steps)
             }
             _ => return usage(),
         },
@@ -108,8 +114,15 @@ fn main() -> ExitCode {
 }
 
 fn usage() -> ExitCode {
-    println!("arguments: short | long | mistakes [traces] | walk SEED STEPS");
+    println!("arguments: short [NAME] | long [NAME] | mistakes [traces] | walk SEED STEPS");
     ExitCode::from(2)
+}
+
+/// Which goals chance reaches is told, not judged.
+fn walk(name: &str, config: Config, seed: u64, steps: usize) -> bool {
+    let outcome = suite::walk(config, seed, steps);
+    report(name, &outcome);
+    outcome.broken.is_empty()
 }
 
 fn report(name: &str, outcome: &Outcome) -> bool {
@@ -117,11 +130,12 @@ fn report(name: &str, outcome: &Outcome) -> bool {
     outcome.broken.is_empty() && outcome.unreached.is_empty()
 }
 
-fn searches(searches: &[Search]) -> bool {
+/// Those with a name that holds this text.
+fn searches(searches: &[Search], name: &str) -> bool {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let mut good = true;
     let mut states = 0;
-    for search in searches {
+    for search in searches.iter().filter(|search| search.name.contains(name)) {
         let outcome = suite::explore(search.config, threads);
         good &= report(search.name, &outcome) && outcome.states >= search.at_least;
         states += outcome.states;
@@ -147,5 +161,7 @@ fn mistakes(traces: bool) -> bool {
             }
         }
     }
-    good
+    let (mutation, config) = HARMLESS;
+    let outcome = suite::explore(Config { mutation: Some(mutation), ..config }, 1);
+    good & report(&format!("{mutation:?}, which breaks nothing"), &outcome)
 }

@@ -6,6 +6,9 @@
 //!           +---withdraw------+   truncate: hi := at, and a new waiting task [at, hi)
 //! ```
 //!
+//! A task may be held by two attempts (speculation). The first accepted commit of either takes it from the other,
+//! and while both hold it the older one may only finish it.
+//!
 //! A rule looks at the owner's view and answers with [`Change`]s; the owner writes them in one transaction that
 //! compares the job's fence, and applies them to its view. Nothing that follows from a change (a grant sent, a
 //! commit answered) may happen before the transaction is known to be applied.
@@ -148,6 +151,16 @@ impl<K: Clone + Ord, P: Clone + PartialEq, H: Clone> Ledger<K, P, H> {
         &self.commits
     }
 
+    /// The commit of this segment, if there is one.
+    pub fn commit_of(&self, attempt: AttemptId, segment: u32) -> Option<&Commit<K, P>> {
+        self.commits.get(self.by_segment.get(&(attempt, segment))?)
+    }
+
+    /// The number that the next commit gets: one behind the last.
+    pub fn next_commit(&self) -> u64 {
+        self.commits.last_key_value().map_or(0, |(number, _)| number + 1)
+    }
+
     /// Whether work may still be committed.
     pub fn stage(&self) -> Stage {
         self.stage
@@ -257,17 +270,15 @@ impl<K: Clone + Ord, P: Clone + PartialEq, H: Clone> Ledger<K, P, H> {
         let task_change = if commit.hi == task.hi {
             Change::DeleteTask(commit.task)
         } else {
-            Change::PutTask(commit.task, OpenTask { lo: commit.hi.clone(), ..task.clone() })
+            // The first commit wins: what the other attempt of two has written starts elsewhere from now on.
+            let allowed = task.allowed.iter().filter(|allowed| holds(allowed)).cloned().collect();
+            Change::PutTask(commit.task, OpenTask { lo: commit.hi.clone(), hi: task.hi.clone(), allowed })
         };
         let number = self.next_commit();
         Verdict::Accept { changes: vec![Change::PutCommit(number, commit), task_change], hi }
     }
 
-    fn next_commit(&self) -> u64 {
-        self.commits.last_key_value().map_or(0, |(number, _)| number + 1)
-    }
-
-    /// Opens a round of planning: these tasks, and nothing else, remain. Only when nothing remained before.
+    /// Opens a round of planning, or the merge tasks: these tasks, and nothing else, remain. Only when nothing remained before.
     pub fn open_round(&self, tasks: impl IntoIterator<Item = (K, K)>) -> Option<Vec<Change<K, P, H>>> {
         if self.stage != Stage::Open || !self.tasks.is_empty() {
             return None;
@@ -383,6 +394,19 @@ mod tests {
         assert!(ledger.grant(TaskId(0), allowed(2), true).is_none());
         assert_eq!(ledger.commit(commit(0, 0, 0, 5), Token(9)), Verdict::Refuse(Refusal::LoMismatch));
         accept(&mut ledger, commit(1, 0, 0, 5));
+        let task = &ledger.tasks()[&TaskId(0)];
+        assert_eq!(task.allowed, [allowed(1)], "the first commit wins");
+        assert_eq!(ledger.commit(commit(0, 0, 0, 10), Token(9)), Verdict::Refuse(Refusal::NotAllowed));
+    }
+
+    #[test]
+    fn of_two_attempts_the_first_may_finish_the_task() {
+        let mut ledger = running();
+        let changes = ledger.grant(TaskId(0), allowed(1), true);
+        apply(&mut ledger, changes);
+        accept(&mut ledger, commit(0, 0, 0, 10));
+        assert!(ledger.tasks().is_empty());
+        assert_eq!(ledger.commit(commit(1, 0, 0, 10), Token(9)), Verdict::Refuse(Refusal::NotAllowed));
     }
 
     #[test]

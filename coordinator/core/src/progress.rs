@@ -6,6 +6,8 @@ use flatbed_types::job::{JobState, Volume};
 /// a plain ratio back; they share what is left.
 const FIRST_ROUND: u64 = 950;
 const LATER_ROUNDS: u64 = 40;
+/// Thousandths that joining small files fills, where there is any to do.
+const MERGES: u64 = 5;
 
 /// What one round amounts to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -37,8 +39,8 @@ impl RoundProgress {
     }
 }
 
-/// Done in thousandths; 1000 only when the result is there.
-pub fn permille(state: JobState, rounds: &[RoundProgress]) -> u32 {
+/// Done in thousandths, of the rounds and the merge tasks; 1000 only when the result is there.
+pub fn permille(state: JobState, rounds: &[RoundProgress], merges: &RoundProgress) -> u32 {
     let running = match rounds {
         [] => 0,
         [first] => first.part_of(FIRST_ROUND),
@@ -52,7 +54,8 @@ pub fn permille(state: JobState, rounds: &[RoundProgress]) -> u32 {
     let value = match state {
         JobState::Planning => 0,
         JobState::Running | JobState::Resolving => running,
-        JobState::Merging | JobState::Finalizing => FIRST_ROUND + LATER_ROUNDS,
+        JobState::Merging => FIRST_ROUND + LATER_ROUNDS + merges.part_of(MERGES),
+        JobState::Finalizing => FIRST_ROUND + LATER_ROUNDS + MERGES,
         JobState::Complete | JobState::Deleting | JobState::Gone => 1000,
         JobState::Failed | JobState::Cancelled => running,
     };
@@ -70,27 +73,30 @@ mod tests {
 
     #[test]
     fn grows_over_a_whole_life() {
-        use JobState::{Complete, Finalizing, Planning, Resolving, Running};
+        use JobState::{Complete, Finalizing, Merging, Planning, Resolving, Running};
+        let none = RoundProgress::default();
         let steps = [
-            permille(Planning, &[]),
-            permille(Running, &[round(0, 100)]),
-            permille(Running, &[round(50, 100)]),
-            permille(Resolving, &[round(100, 100)]),
-            permille(Running, &[round(100, 100), round(0, 7)]),
-            permille(Running, &[round(100, 100), round(6, 7)]),
-            permille(Resolving, &[round(100, 100), round(7, 7)]),
-            permille(Running, &[round(100, 100), round(7, 7), round(0, 9)]),
-            permille(Running, &[round(100, 100), round(7, 7), round(9, 9), round(8, 9)]),
-            permille(Finalizing, &[round(100, 100), round(7, 7), round(9, 9), round(9, 9)]),
-            permille(Complete, &[]),
+            permille(Planning, &[], &none),
+            permille(Running, &[round(0, 100)], &none),
+            permille(Running, &[round(50, 100)], &none),
+            permille(Resolving, &[round(100, 100)], &none),
+            permille(Running, &[round(100, 100), round(0, 7)], &none),
+            permille(Running, &[round(100, 100), round(6, 7)], &none),
+            permille(Resolving, &[round(100, 100), round(7, 7)], &none),
+            permille(Running, &[round(100, 100), round(7, 7), round(0, 9)], &none),
+            permille(Running, &[round(100, 100), round(7, 7), round(9, 9), round(8, 9)], &none),
+            permille(Merging, &[round(7, 7)], &round(1, 3)),
+            permille(Merging, &[round(7, 7)], &round(2, 3)),
+            permille(Finalizing, &[round(100, 100), round(7, 7), round(9, 9), round(9, 9)], &none),
+            permille(Complete, &[], &none),
         ];
         assert!(steps.is_sorted(), "{steps:?}");
-        assert_eq!((steps[0], steps[2], steps[10]), (0, 475, 1000));
+        assert_eq!((steps[0], steps[2], steps[12]), (0, 475, 1000));
     }
 
     #[test]
     fn more_than_expected_is_not_done() {
         let over = RoundProgress { tasks_done: 0, ..round(300, 100) };
-        assert_eq!(permille(JobState::Running, &[over]), 950);
+        assert_eq!(permille(JobState::Running, &[over], &RoundProgress::default()), 950);
     }
 }

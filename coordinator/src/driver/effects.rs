@@ -1,76 +1,66 @@
 //! Carrying out what a job's machine asks for.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
-
+use flatbed_coordinator_core::cluster;
 use flatbed_coordinator_core::job::{GrantSpec, Holder, Input, Output};
+use flatbed_coordinator_core::schedule::Ended;
 use flatbed_proto::convert::{Wire, each_to_wire, u128_bytes};
 use flatbed_proto::convert_task::kind_to_wire;
 use flatbed_proto::wire::lease as lease_wire;
 use flatbed_types::JobId;
 use flatbed_types::job::{JobRecord, JobState};
 
-use super::{Driver, Event};
-use crate::{objects, records};
+use super::io::ObjectWork;
+use super::{Driver, Reported, workers};
+use crate::objects::{self, Orphans};
 
 pub(super) fn perform(driver: &mut Driver, id: JobId, output: Output) {
-    let context = driver.context.clone();
-    let root =
-        driver.jobs.get(&id).map(|job| objects::root_of(&context, job.durable_record())).unwrap_or_default();
+    let Some(owned) = driver.jobs.get(&id) else { return };
+    let (epoch, record) = (owned.epoch, owned.machine.durable_record());
     match output {
         Output::Propose(txn) => {
             driver.proposing += 1;
-            let Some(job) = driver.jobs.get(&id) else { return };
-            let client = job.durable_record().client.clone();
-            spawn(
-                driver,
-                id,
-                async move { Input::TxnDone(records::propose(&context, id, &client, txn).await) },
-            );
+            driver.io.propose(id, epoch, record.client.clone(), txn);
         }
         Output::Grant(holder, spec) => grant(driver, id, &holder, *spec),
         Output::Revoke(holder, attempt) => {
+            driver.scheduler.attempt_ended(driver.io.monotonic(), id, attempt, Ended::Revoked);
             let revoke = lease_wire::Revoke { attempt: attempt.0 };
             driver.send(holder.session, lease_wire::coordinator_message::Message::Revoke(revoke));
         }
-        Output::Reply(reply, answer) => driver.answer(reply, answer),
-        Output::ReadDraft(pointer) => {
-            spawn(driver, id, async move { Input::DraftRead(objects::read_draft(&context, &pointer).await) });
+        Output::Reply(reply, answer) => driver.answer(reply, Reported::Decided(answer)),
+        Output::ReadDraft(pointer) => driver.io.objects(record, epoch, ObjectWork::ReadDraft(pointer)),
+        Output::WritePlan(round, plan) => {
+            driver.io.objects(record, epoch, ObjectWork::WritePlan(round, plan));
         }
-        Output::WritePlan(round, plan) => spawn(driver, id, async move {
-            Input::ObjectWritten(objects::write_plan(&context, &root, round, &plan).await)
-        }),
-        Output::WriteManifest(manifest) => spawn(driver, id, async move {
-            Input::ObjectWritten(objects::write_manifest(&context, &root, &manifest).await)
-        }),
-        Output::DeleteObjects => {
-            spawn(
-                driver,
-                id,
-                async move { Input::ObjectsDeleted(objects::delete_all(&context, &root).await) },
-            );
+        Output::WriteMergePlan(plan) => driver.io.objects(record, epoch, ObjectWork::WriteMergePlan(plan)),
+        Output::WriteManifest(manifest) => {
+            driver.io.objects(record, epoch, ObjectWork::WriteManifest(manifest));
         }
-        Output::WriteMergePlan(_) | Output::WriteLedger(..) | Output::VerifyObjects(_) => {}
-        Output::Released => drop(driver.jobs.remove(&id)),
-        Output::StateChanged(state) => state_changed(driver, id, state, root),
+        Output::WriteLedger(number, commits) => {
+            driver.io.objects(record, epoch, ObjectWork::WriteLedger(number, commits));
+        }
+        Output::VerifyObjects(expected) => driver.io.objects(record, epoch, ObjectWork::Verify(expected)),
+        Output::DeleteObjects => driver.io.objects(record, epoch, ObjectWork::Delete),
+        Output::StateChanged(state) => state_changed(driver, id, state),
         Output::Lost => {
-            tracing::warn!(job = %id, "job is owned by another coordinator now");
-            driver.jobs.remove(&id);
+            tracing::warn!(job = %id, "the job is owned by another coordinator now");
+            driver.remove_job(id);
+            driver.follow(cluster::Input::Dropped(id));
         }
-        Output::Forget => drop(driver.jobs.remove(&id)),
+        Output::Released => {
+            tracing::info!(job = %id, "the job was handed off");
+            driver.remove_job(id);
+            driver.follow(cluster::Input::Dropped(id));
+        }
+        Output::Forget => {
+            driver.remove_job(id);
+            driver.follow(cluster::Input::Dropped(id));
+        }
     }
 }
 
-fn spawn(driver: &Driver, id: JobId, work: impl Future<Output = Input> + Send + 'static) {
-    let events = driver.context.events.clone();
-    tokio::spawn(async move {
-        let input = work.await;
-        let _ = events.send(Event::Input(id, input)).await;
-    });
-}
-
-fn state_changed(driver: &Driver, id: JobId, state: JobState, root: String) {
-    let Some(job) = driver.jobs.get(&id) else { return };
+fn state_changed(driver: &mut Driver, id: JobId, state: JobState) {
+    let Some(job) = driver.jobs.get(&id).map(|owned| &owned.machine) else { return };
     match (state, &job.durable_record().error) {
         (JobState::Failed, Some(error)) => {
             tracing::error!(job = %id, code = %error.code, reason = %error.message, "job failed");
@@ -78,32 +68,40 @@ fn state_changed(driver: &Driver, id: JobId, state: JobState, root: String) {
         _ => tracing::info!(job = %id, ?state, "job changed state"),
     }
     if state == JobState::Complete {
-        let committed: BTreeSet<_> = job.committed_objects().map(|output| output.nonce).collect();
-        let context = driver.context.clone();
-        tokio::spawn(async move {
-            // What stays after a failure goes with the job in the end.
-            match objects::sweep(&context, &root, Arc::new(committed)).await {
-                Ok(0) => {}
-                Ok(count) => tracing::info!(job = %id, count, "deleted objects of dead attempts"),
-                Err(error) => tracing::warn!(job = %id, reason = %error.message, "sweep incomplete"),
-            }
-        });
+        let committed = job.committed_objects().map(|output| output.nonce).collect();
+        driver.io.sweep(job.durable_record(), Orphans { committed, since: None });
     }
 }
 
 fn grant(driver: &mut Driver, id: JobId, holder: &Holder, spec: GrantSpec) {
-    let Some(job) = driver.jobs.get(&id) else { return };
-    let message = grant_message(driver, job.durable_record(), holder, spec);
+    let now_ms = driver.io.monotonic();
+    let Some(owned) = driver.jobs.get_mut(&id) else { return };
+    let (task, attempt) = (spec.task, spec.attempt);
+    if let Some(lost) = owned.lost.remove(&task) {
+        let waited_ms = now_ms.saturating_sub(lost);
+        tracing::info!(job = %id, task = %task, attempt = %attempt, waited_ms, "task granted again");
+    }
+    let Some(owned) = driver.jobs.get(&id) else { return };
+    let message = grant_message(driver, owned.machine.durable_record(), holder, spec);
     let sent = driver.send(holder.session, lease_wire::coordinator_message::Message::Grant(message));
-    match driver.sessions.get_mut(holder.session) {
-        Some(session) => session.offer_ended(sent),
+    driver.offer_ended(id, holder.session, sent);
+    if sent
+        && let Some(owned) = driver.jobs.get(&id)
+        && let Some(lease) = workers::lease(&owned.machine, &driver.sessions, holder.session, attempt)
+    {
+        driver.scheduler.attempt_began(now_ms, &lease);
+    }
+    if driver.sessions.get(holder.session).is_none() {
         // The session ended while the grant became durable: nobody will work on it.
-        None => driver.feed(id, Input::SessionLost(holder.session)),
+        driver.feed(id, Input::SessionLost(holder.session));
+    } else if !sent {
+        // The stream broke: what the worker never heard of it cannot report. It waits for no one.
+        driver.feed(id, Input::AttemptLost(attempt));
     }
 }
 
 fn grant_message(driver: &Driver, record: &JobRecord, holder: &Holder, spec: GrantSpec) -> lease_wire::Grant {
-    let options = &driver.context.options;
+    let options = &driver.options;
     let (kind, lane) = kind_to_wire(&spec.kind);
     let keys = spec.round.checked_sub(1).and_then(|index| record.key_lists.get(index as usize));
     lease_wire::Grant {
@@ -125,7 +123,7 @@ fn grant_message(driver: &Driver, record: &JobRecord, holder: &Holder, spec: Gra
         known_keys: each_to_wire(&record.key_lists),
         merge_inputs: each_to_wire(&spec.merge_inputs),
         output: Some(lease_wire::Output {
-            root: objects::root_of(&driver.context, record),
+            root: objects::root_of(options, record),
             codec: record.codec.to_wire(),
             file_bytes: options.target_file_size,
             seal_bytes: options.seal_bytes,

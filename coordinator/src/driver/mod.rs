@@ -1,44 +1,56 @@
-//! The actor that owns all jobs: it feeds their machines, carries out what they ask for, and hands tasks to
-//! workers.
+//! The actor that owns jobs: it follows the cluster, feeds the jobs' machines, carries out what they ask for, and
+//! hands tasks to workers.
 //!
 //! Everything that waits (transactions, objects, claims) runs in tasks of its own and comes back as an
-//! [`Event`], so that no job waits for another. Decisions are the core's; the order of events is the only
-//! thing that is decided here, and any order is right.
+//! [`Event`], so that no job waits for another. Decisions are the core's (`cluster` says which jobs are ours, `job`
+//! what becomes of each, `schedule` who works on what); the order of events is the only thing that is decided here,
+//! and any order is right.
+//!
+//! Invariants: what comes back for a machine that was dropped meanwhile never reaches its successor (events carry
+//! the epoch); every call that waits for a machine is answered when the machine goes.
 
 mod assign;
 mod effects;
+mod io;
+mod ownership;
 mod queries;
+mod workers;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
-use std::time::{Duration, Instant as Monotonic};
+pub(crate) use io::{Io, Millis};
+pub(crate) use queries::{not_found, stored_view};
 
-use flatbed_coordinator_core::job::{CommitAnswer, Holder, Input, Job, Output, ReplyId, Stored, TaskResult};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use flatbed_coordinator_core::cluster::{self, Cluster};
+use flatbed_coordinator_core::job::{CommitAnswer, Input, Job, Output, ReplyId, TaskResult};
+use flatbed_coordinator_core::schedule::{Ended, Scheduler};
+use flatbed_proto::reach::Dial;
 use flatbed_proto::wire::{job as job_wire, lease as lease_wire};
 use flatbed_types::job::{JobError, StopKind};
 use flatbed_types::layout::MetaKeys;
 use flatbed_types::task::CommitRecord;
 use flatbed_types::{
-    AttemptId, Epoch, ErrorCode, ExportRequest, FhirId, Instant, JobId, SessionId, TaskId, Token,
+    AttemptId, CoordinatorId, Epoch, ErrorCode, ExportRequest, FhirId, Instant, JobId, Position, SessionId,
+    TaskId, Token,
 };
 use object_store::ObjectStore;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
-use crate::sessions::{AttemptReport, Greeting, Sessions};
-use crate::store::MetaStore;
-use crate::{Clock, CoordinatorOptions, StartError, objects, records};
+use crate::records::{ClaimError, Claimed};
+use crate::sessions::{Greeting, Sessions};
+use crate::store::{LeaseId, MetaStore};
+use crate::{Clock, CoordinatorOptions, Random, Status};
 
 /// Events that may wait for the actor: back-pressure on the edges beyond that.
 pub(crate) const INBOX: usize = 1024;
 
+/// Events taken up before tasks are handed out: a burst costs one decision.
+const BATCH: usize = 256;
+
 /// How often time passes for the machines.
-const TICK: Duration = Duration::from_millis(500);
-
-/// How long to wait before a claim that failed is tried again.
-const CLAIM_RETRY: Duration = Duration::from_secs(5);
-
-/// Jobs that are claimed and loaded at once.
-const CLAIMS_AT_ONCE: usize = 16;
+const TICK: Duration = Duration::from_millis(250);
 
 /// Messages that may wait for one worker.
 pub(crate) const SESSION_QUEUE: usize = 256;
@@ -48,20 +60,46 @@ pub(crate) type Answer<T> = oneshot::Sender<Result<T, JobError>>;
 
 /// What all parts of a coordinator share.
 pub(crate) struct Context {
+    pub me: CoordinatorId,
     pub store: Arc<dyn MetaStore>,
     pub objects: Arc<dyn ObjectStore>,
     pub options: CoordinatorOptions,
+    pub dial: Arc<dyn Dial>,
     pub clock: Clock,
+    pub random: Random,
     pub events: mpsc::Sender<Event>,
+    lease: Mutex<Option<LeaseId>>,
 }
 
 impl Context {
+    pub fn new(
+        me: CoordinatorId,
+        stores: (Arc<dyn MetaStore>, Arc<dyn ObjectStore>),
+        options: CoordinatorOptions,
+        dial: Arc<dyn Dial>,
+        chance: (Clock, Random),
+        events: mpsc::Sender<Event>,
+    ) -> Context {
+        let (store, objects) = stores;
+        let (clock, random) = chance;
+        Context { me, store, objects, options, dial, clock, random, events, lease: Mutex::new(None) }
+    }
+
     pub fn keys(&self) -> MetaKeys {
         MetaKeys::new(&self.options.cluster)
     }
 
     pub fn now(&self) -> Instant {
         (self.clock)()
+    }
+
+    /// The lease that owner keys are put on, while there is one.
+    pub fn lease(&self) -> Option<LeaseId> {
+        *self.lease.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn set_lease(&self, lease: Option<LeaseId>) {
+        *self.lease.lock().unwrap_or_else(PoisonError::into_inner) = lease;
     }
 }
 
@@ -84,38 +122,68 @@ impl Question {
     }
 }
 
+/// Where a job is.
+pub(crate) enum Found {
+    /// Here; what clients are told of it.
+    Here(Result<Box<job_wire::JobView>, JobError>),
+    /// At another coordinator.
+    Elsewhere(String),
+    /// Nowhere at the moment, as far as this coordinator knows.
+    Unowned,
+}
+
+/// The answer to a report of a worker.
+pub(crate) enum Reported {
+    /// By the owner.
+    Decided(CommitAnswer),
+    /// Another coordinator owns the job; its address, if known.
+    NotOwner(Option<String>),
+}
+
 /// What reaches the actor.
 pub(crate) enum Event {
-    /// A job record was created.
-    Created(JobId),
+    /// News of the cluster.
+    Cluster(cluster::Input),
     /// A claim ended.
-    Claimed(JobId, Result<Box<(Epoch, Stored)>, StartError>),
-    /// Try the claim again.
-    ClaimAgain(JobId),
-    /// Work on behalf of a machine ended.
-    Input(JobId, Input),
+    Claimed(JobId, Result<Box<Claimed>, ClaimError>),
+    /// Work on behalf of the machine of this epoch ended.
+    Input(JobId, Epoch, Input),
     /// A stop request was written.
     Stopped(JobId, StopKind),
-    Get(JobId, Answer<job_wire::JobView>),
+    Get(JobId, oneshot::Sender<Found>),
     List(usize, oneshot::Sender<Vec<job_wire::JobView>>),
+    /// Addresses of the other live coordinators.
+    Peers(oneshot::Sender<Vec<String>>),
     Source(oneshot::Sender<job_wire::GetSourceResponse>),
+    Status(oneshot::Sender<Status>),
     Ask(Question, Answer<lease_wire::Answer>),
     Hello(Greeting<CoordinatorSender>),
     Heartbeat(SessionId, lease_wire::Heartbeat),
     Failed {
+        session: SessionId,
         job: JobId,
         attempt: AttemptId,
         token: Token,
         error: JobError,
     },
+    Declined {
+        job: JobId,
+        attempt: AttemptId,
+        token: Token,
+    },
+    Truncated {
+        job: JobId,
+        attempt: AttemptId,
+        at: Option<Position>,
+    },
     Answered(lease_wire::Answer),
     Goodbye(SessionId),
-    Disconnected(SessionId),
+    Disconnected(SessionId, u64),
     Commit {
         job: JobId,
         commit: CommitRecord,
         token: Token,
-        answer: oneshot::Sender<CommitAnswer>,
+        answer: oneshot::Sender<Reported>,
     },
     Complete {
         job: JobId,
@@ -123,69 +191,91 @@ pub(crate) enum Event {
         attempt: AttemptId,
         token: Token,
         result: TaskResult,
-        answer: oneshot::Sender<CommitAnswer>,
+        answer: oneshot::Sender<Reported>,
     },
     Shutdown(oneshot::Sender<()>),
 }
 
+/// A job of ours.
+struct Owned {
+    epoch: Epoch,
+    machine: Job,
+    /// Sessions that a task was offered to and whose grant is not out yet.
+    offers: Vec<SessionId>,
+    /// Tasks whose worker was lost, and since when: for the log of what was granted again.
+    lost: BTreeMap<TaskId, Millis>,
+}
+
 /// The actor.
 pub(crate) struct Driver {
-    context: Arc<Context>,
-    jobs: BTreeMap<JobId, Job>,
-    /// Jobs that are being claimed.
-    claiming: BTreeSet<JobId>,
-    claims: Arc<Semaphore>,
+    io: Io,
+    options: CoordinatorOptions,
+    cluster: Cluster,
+    jobs: BTreeMap<JobId, Owned>,
+    /// Stop requests of jobs that the cluster knows of.
+    stops: BTreeMap<JobId, StopKind>,
     /// Who asked for a job while it was being claimed.
-    parked: Vec<(JobId, Answer<job_wire::JobView>)>,
+    parked: Vec<(JobId, oneshot::Sender<Found>)>,
     sessions: Sessions<CoordinatorSender>,
-    replies: HashMap<ReplyId, oneshot::Sender<CommitAnswer>>,
+    scheduler: Scheduler,
+    replies: BTreeMap<ReplyId, (JobId, oneshot::Sender<Reported>)>,
     next_reply: ReplyId,
-    questions: HashMap<u64, Answer<lease_wire::Answer>>,
+    questions: BTreeMap<u64, Answer<lease_wire::Answer>>,
     /// Questions that no worker was there to be asked.
     unasked: Vec<(Question, Answer<lease_wire::Answer>)>,
     next_question: u64,
     /// Transactions in flight, for an orderly end.
     proposing: usize,
+    /// Claims in flight.
+    claiming: usize,
     shutdown: Option<oneshot::Sender<()>>,
 }
 
 impl Driver {
-    pub fn new(context: Arc<Context>, known: Vec<JobId>) -> Driver {
-        let sessions = Sessions::new(Duration::from_millis(context.options.task_lease_ms));
+    pub fn new(me: CoordinatorId, options: CoordinatorOptions, io: Io) -> Driver {
+        let sessions = Sessions::new(options.task_lease_ms);
+        let cluster = Cluster::new(me);
+        let scheduler = Scheduler::new(options.schedule.clone());
         Driver {
-            context,
+            io,
+            options,
+            cluster,
             jobs: BTreeMap::new(),
-            claiming: known.into_iter().collect(),
-            claims: Arc::new(Semaphore::new(CLAIMS_AT_ONCE)),
+            stops: BTreeMap::new(),
             parked: Vec::new(),
             sessions,
-            replies: HashMap::new(),
+            scheduler,
+            replies: BTreeMap::new(),
             next_reply: 0,
-            questions: HashMap::new(),
+            questions: BTreeMap::new(),
             unasked: Vec::new(),
             next_question: 0,
             proposing: 0,
+            claiming: 0,
             shutdown: None,
         }
     }
 
     /// Runs until shut down.
     pub async fn run(mut self, mut inbox: mpsc::Receiver<Event>) {
-        for job in &self.claiming {
-            self.claim(*job);
-        }
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
+                // In this order, so that a simulation is the same each time; a tick that is due waits for one batch.
+                biased;
+                _ = ticks.tick() => self.tick(),
                 event = inbox.recv() => match event {
                     Some(event) => self.handle(event),
                     None => return,
                 },
-                _ = ticks.tick() => self.tick(),
             }
-            self.assign();
-            if self.shutdown.is_some() && self.proposing == 0 {
+            for _ in 0..BATCH {
+                let Ok(event) = inbox.try_recv() else { break };
+                self.handle(event);
+            }
+            self.settle();
+            if self.is_over() {
                 break;
             }
         }
@@ -194,44 +284,40 @@ impl Driver {
         }
     }
 
-    fn handle(&mut self, event: Event) {
+    /// After one event or several: hands tasks out and tells workers what has changed.
+    pub fn settle(&mut self) {
+        self.assign();
+        self.tell_situation();
+    }
+
+    /// Whether an orderly end has come to its end.
+    pub fn is_over(&self) -> bool {
+        self.shutdown.is_some() && self.jobs.is_empty() && self.proposing == 0 && self.claiming == 0
+    }
+
+    /// The one way in.
+    pub fn handle(&mut self, event: Event) {
         match event {
-            Event::Created(job) => {
-                if !self.jobs.contains_key(&job) && self.claiming.insert(job) {
-                    self.claim(job);
-                }
-            }
-            Event::ClaimAgain(job) => self.claim(job),
-            Event::Claimed(job, Ok(claimed)) => self.adopt(job, claimed.0, claimed.1),
-            Event::Claimed(job, Err(error)) => {
-                tracing::error!(job = %job, %error, "a job cannot be loaded; trying again");
-                let (waiting, parked) =
-                    std::mem::take(&mut self.parked).into_iter().partition(|(j, _)| *j == job);
-                self.parked = parked;
-                for (_, answer) in waiting {
-                    let message = "the job cannot be loaded at the moment; try again".to_owned();
-                    let _ = answer.send(Err(JobError { code: ErrorCode::Unavailable, message }));
-                }
-                let events = self.context.events.clone();
-                tokio::spawn(async move {
-                    tokio::time::sleep(CLAIM_RETRY).await;
-                    let _ = events.send(Event::ClaimAgain(job)).await;
-                });
-            }
-            Event::Input(job, input) => {
+            Event::Cluster(input) => self.follow(input),
+            Event::Claimed(job, claimed) => self.claimed(job, claimed),
+            Event::Input(job, epoch, input) => {
                 if matches!(input, Input::TxnDone(_)) {
                     self.proposing -= 1;
                 }
-                self.feed(job, input);
+                if self.jobs.get(&job).is_some_and(|owned| owned.epoch == epoch) {
+                    self.feed(job, input);
+                }
             }
-            Event::Stopped(job, kind) => self.feed(job, Input::Stop(kind)),
-            Event::Get(job, answer) if self.claiming.contains(&job) => {
-                self.parked.retain(|(_, asker)| !asker.is_closed());
-                self.parked.push((job, answer));
+            Event::Stopped(job, kind) => {
+                // Kept for a claim under way, which may have read the store before.
+                self.stops.insert(job, kind);
+                self.feed(job, Input::Stop(kind));
             }
-            Event::Get(job, answer) => drop(answer.send(self.get(job))),
+            Event::Get(job, answer) => self.find(job, answer),
             Event::List(limit, answer) => drop(answer.send(self.list(limit))),
+            Event::Peers(answer) => drop(answer.send(self.cluster.peers())),
             Event::Source(answer) => drop(answer.send(self.source())),
+            Event::Status(answer) => drop(answer.send(self.status())),
             Event::Ask(question, answer) => self.ask(question, answer),
             Event::Answered(answer) => {
                 if let Some(asker) = self.questions.remove(&answer.number) {
@@ -240,183 +326,110 @@ impl Driver {
             }
             Event::Hello(greeting) => self.hello(greeting),
             Event::Heartbeat(session, heartbeat) => self.heartbeat(session, heartbeat),
-            Event::Failed { job, attempt, token, error } => {
-                tracing::warn!(job = %job, attempt = %attempt, code = %error.code, reason = %error.message,
-                    "an attempt failed");
+            Event::Failed { session, job, attempt, token, error } => {
+                tracing::warn!(job = %job, attempt = %attempt, session = %session, code = %error.code,
+                    reason = %error.message, "an attempt failed");
+                let how = Ended::Failed {
+                    retryable: error.code.is_retryable(),
+                    throttled: error.code == ErrorCode::Throttled,
+                };
+                self.scheduler.attempt_ended(self.io.monotonic(), job, attempt, how);
                 self.feed(job, Input::Failed { attempt, token, error });
+            }
+            Event::Declined { job, attempt, token } => {
+                self.scheduler.attempt_ended(self.io.monotonic(), job, attempt, Ended::Declined);
+                self.feed(job, Input::Declined { attempt, token });
+            }
+            Event::Truncated { job, attempt, at: Some(at) } => {
+                self.feed(job, Input::Truncate { attempt, at });
+                self.scheduler.cut_answered(self.io.monotonic(), job, attempt, true);
+            }
+            Event::Truncated { job, attempt, at: None } => {
+                self.scheduler.cut_answered(self.io.monotonic(), job, attempt, false);
             }
             Event::Goodbye(session) => {
                 self.sessions.remove(session);
-                self.lost(session);
+                self.lost(session, "said goodbye");
             }
-            Event::Disconnected(session) => self.sessions.disconnected(Monotonic::now(), session),
+            Event::Disconnected(session, connection) => {
+                self.sessions.disconnected(self.io.monotonic(), session, connection);
+            }
             Event::Commit { job, commit, token, answer } => {
-                let reply = self.reply_to(answer);
-                self.feed_or_retry(job, reply, Input::Commit { reply, commit, token });
+                let attempt = commit.attempt;
+                let reply = self.reply_to(job, answer);
+                self.feed_report(job, attempt, reply, Input::Commit { reply, commit, token });
             }
             Event::Complete { job, task, attempt, token, result, answer } => {
-                let reply = self.reply_to(answer);
-                self.feed_or_retry(job, reply, Input::Complete { reply, task, attempt, token, result });
+                let reply = self.reply_to(job, answer);
+                let input = Input::Complete { reply, task, attempt, token, result };
+                self.feed_report(job, attempt, reply, input);
             }
-            Event::Shutdown(done) => self.shutdown = Some(done),
-        }
-    }
-
-    fn claim(&self, job: JobId) {
-        let (context, claims) = (self.context.clone(), self.claims.clone());
-        tokio::spawn(async move {
-            // Never closed, so a permit always comes.
-            let _permit = claims.acquire_owned().await;
-            let claimed = records::claim(&context, job).await.map(Box::new);
-            let _ = context.events.send(Event::Claimed(job, claimed)).await;
-        });
-    }
-
-    fn adopt(&mut self, id: JobId, epoch: Epoch, stored: Stored) {
-        self.claiming.remove(&id);
-        let root = objects::root_of(&self.context, &stored.record);
-        let job = Job::load(stored, epoch, root, self.context.options.job_settings());
-        let holders: Vec<Holder> = job.leases().map(|(_, holder)| holder.clone()).collect();
-        tracing::info!(job = %id, epoch = epoch.0, state = ?job.durable_record().state, "job loaded");
-        self.jobs.insert(id, job);
-        self.feed(id, Input::Start);
-        for holder in holders {
-            if self.sessions.adopt(Monotonic::now(), &holder.worker, holder.session) {
-                self.feed(id, Input::SessionLost(holder.session));
+            Event::Shutdown(done) => {
+                self.shutdown = Some(done);
+                self.follow(cluster::Input::Leave);
             }
         }
-        let (ready, parked) = std::mem::take(&mut self.parked).into_iter().partition(|(job, _)| *job == id);
-        self.parked = parked;
-        for (_, answer) in ready {
-            let _ = answer.send(self.get(id));
-        }
     }
 
-    fn tick(&mut self) {
-        for session in self.sessions.expired(Monotonic::now()) {
-            tracing::warn!(session = %session, "a worker is lost; its tasks are granted again");
-            self.lost(session);
+    /// Time has passed.
+    pub fn tick(&mut self) {
+        for session in self.sessions.expired(self.io.monotonic()) {
+            self.lost(session, "silent or disconnected for too long");
         }
         for job in self.jobs.keys().copied().collect::<Vec<_>>() {
             self.feed(job, Input::Tick);
         }
+        self.follow(cluster::Input::Tick);
     }
 
-    fn lost(&mut self, session: SessionId) {
-        for job in self.jobs.keys().copied().collect::<Vec<_>>() {
-            self.feed(job, Input::SessionLost(session));
-        }
-    }
-
-    fn hello(&mut self, greeting: Greeting<CoordinatorSender>) {
-        tracing::info!(worker = %greeting.worker, session = %greeting.session, slots = greeting.free_slots,
-            "worker connected");
-        for session in self.sessions.greet(Monotonic::now(), greeting) {
-            self.lost(session);
-        }
-        for (question, answer) in std::mem::take(&mut self.unasked) {
-            self.ask(question, answer);
-        }
-    }
-
-    fn heartbeat(&mut self, id: SessionId, heartbeat: lease_wire::Heartbeat) {
-        let now = Monotonic::now();
-        if !self.sessions.heard(now, id, heartbeat.free_slots, heartbeat.grants_received) {
-            return;
-        }
-        let mut reports = HashMap::new();
-        let mut unknown_attempts = Vec::new();
-        for report in heartbeat.running {
-            let Ok(job) = flatbed_proto::convert::u128_from(&report.job, "report.job") else { continue };
-            let (job, attempt) = (JobId(job), AttemptId(report.attempt));
-            // Only the owner of a job can say that an attempt of it is over.
-            let over = |machine: &Job| !machine.leases().any(|(leased, _)| leased == attempt);
-            if self.jobs.get(&job).is_some_and(over) {
-                unknown_attempts.push(report.attempt);
-            }
-            let uncommitted = report.uncommitted.unwrap_or_default();
-            let uncommitted = flatbed_types::job::Volume { rows: uncommitted.rows, bytes: uncommitted.bytes };
-            reports.insert((job, attempt), AttemptReport { uncommitted, note: report.note });
-        }
-        let types = heartbeat.types.iter().filter_map(|name| name.parse().ok()).collect::<Vec<_>>();
-        if let Some(session) = self.sessions.get_mut(id) {
-            session.reports = reports;
-            session.prepared = heartbeat.prepared;
-            if !types.is_empty() {
-                session.types = types;
-            }
-        }
-        self.withdraw_unreported(id);
-        let ack = lease_wire::HeartbeatAck { number: heartbeat.number, unknown_attempts };
-        self.send(id, lease_wire::coordinator_message::Message::HeartbeatAck(ack));
-    }
-
-    /// Takes back what the worker would be working on if it had not given up: it reports everything it runs.
-    fn withdraw_unreported(&mut self, id: SessionId) {
-        let Some(session) = self.sessions.get(id).filter(|session| session.is_settled()) else { return };
-        let mut dropped = Vec::new();
-        for (job_id, job) in &self.jobs {
-            for (attempt, holder) in job.leases() {
-                if holder.session == id && !session.reports.contains_key(&(*job_id, attempt)) {
-                    dropped.push((*job_id, attempt));
-                }
-            }
-        }
-        for (job, attempt) in dropped {
-            self.feed(job, Input::AttemptLost(attempt));
-        }
-    }
-
-    fn send(&mut self, session: SessionId, message: lease_wire::coordinator_message::Message) -> bool {
-        let Some(sender) = self.sessions.get(session).and_then(|session| session.sender.as_ref()) else {
-            return false;
-        };
-        // A worker that does not take its messages is treated as one that is gone.
-        if sender.try_send(lease_wire::CoordinatorMessage { message: Some(message) }).is_err() {
-            self.sessions.disconnected(Monotonic::now(), session);
-            return false;
-        }
-        true
-    }
-
-    fn reply_to(&mut self, answer: oneshot::Sender<CommitAnswer>) -> ReplyId {
+    fn reply_to(&mut self, job: JobId, answer: oneshot::Sender<Reported>) -> ReplyId {
         self.next_reply += 1;
-        self.replies.insert(self.next_reply, answer);
+        self.replies.insert(self.next_reply, (job, answer));
         self.next_reply
     }
 
-    fn answer(&mut self, reply: ReplyId, answer: CommitAnswer) {
-        if let Some(waiting) = self.replies.remove(&reply) {
+    fn answer(&mut self, reply: ReplyId, answer: Reported) {
+        if let Some((_, waiting)) = self.replies.remove(&reply) {
             let _ = waiting.send(answer);
         }
     }
 
-    fn feed_or_retry(&mut self, job: JobId, reply: ReplyId, input: Input) {
-        if self.jobs.contains_key(&job) {
-            self.feed(job, input);
-        } else {
+    fn feed_report(&mut self, job: JobId, attempt: AttemptId, reply: ReplyId, input: Input) {
+        let Some(owned) = self.jobs.get(&job) else {
             // Not ours, or not yet: only the owner decides.
-            self.answer(reply, CommitAnswer::Retry);
+            let owner = self.cluster.elsewhere(job).map(str::to_owned);
+            let coming = owner.is_none() && self.cluster.is_claiming(job);
+            let answer =
+                if coming { Reported::Decided(CommitAnswer::Retry) } else { Reported::NotOwner(owner) };
+            return self.answer(reply, answer);
+        };
+        let was_leased = owned.machine.is_leased(attempt);
+        self.feed(job, input);
+        let is_leased = self.jobs.get(&job).is_some_and(|owned| owned.machine.is_leased(attempt));
+        if was_leased && !is_leased {
+            self.scheduler.attempt_ended(self.io.monotonic(), job, attempt, Ended::Done);
         }
     }
 
     fn feed(&mut self, id: JobId, input: Input) {
-        // An orderly end begins nothing new; what comes back from transactions in flight is still heard.
-        if self.shutdown.is_some() && !matches!(input, Input::TxnDone(_)) {
-            return;
-        }
-        let Some(job) = self.jobs.get_mut(&id) else { return };
+        let Some(owned) = self.jobs.get_mut(&id) else { return };
         let mut out = Vec::new();
-        job.step(self.context.now(), input, &mut out);
+        owned.machine.step(self.io.now(), input, &mut out);
         for output in out {
             self.perform(id, output);
         }
     }
 
+    fn perform(&mut self, id: JobId, output: Output) {
+        effects::perform(self, id, output);
+    }
+
     fn ask(&mut self, question: Question, answer: Answer<lease_wire::Answer>) {
         self.questions.retain(|_, asker| !asker.is_closed());
         self.unasked.retain(|(_, asker)| !asker.is_closed());
-        let Some(session) = self.sessions.connected().map(|(id, _)| *id).next() else {
+        let prepared = self.sessions.connected().find(|(_, session)| session.prepared);
+        let any = || self.sessions.connected().next();
+        let Some(session) = prepared.or_else(any).map(|(id, _)| *id) else {
             // Whoever asks waits for a while; the first worker to connect is asked.
             self.unasked.push((question, answer));
             return;
@@ -429,9 +442,5 @@ impl Driver {
         };
         self.questions.insert(self.next_question, answer);
         self.send(session, lease_wire::coordinator_message::Message::Ask(ask));
-    }
-
-    fn perform(&mut self, id: JobId, output: Output) {
-        effects::perform(self, id, output);
     }
 }

@@ -7,6 +7,7 @@ use flatbed_types::job::{JobError, JobRecord, JobState, StopKind, Volume};
 use flatbed_types::{ErrorCode, Instant, JobId};
 
 use super::Driver;
+use crate::{CoordinatorOptions, Status};
 
 /// Bounds of what a client is told to wait between polls.
 const RETRY_AFTER_MS: std::ops::RangeInclusive<u64> = 1_000..=30_000;
@@ -14,19 +15,40 @@ const RETRY_AFTER_MS: std::ops::RangeInclusive<u64> = 1_000..=30_000;
 impl Driver {
     pub(super) fn get(&self, id: JobId) -> Result<job_wire::JobView, JobError> {
         match self.jobs.get(&id) {
-            Some(job) => visible(job).map(|()| self.view(job)),
+            Some(owned) => visible(owned.machine.durable_record(), owned.machine.stop_requested())
+                .map(|()| self.view(&owned.machine)),
             None => Err(not_found()),
         }
     }
 
     pub(super) fn list(&self, limit: usize) -> Vec<job_wire::JobView> {
-        let mut jobs: Vec<&Job> = self.jobs.values().filter(|job| visible(job).is_ok()).collect();
+        let machines = self.jobs.values().map(|owned| &owned.machine);
+        let seen = |job: &&Job| visible(job.durable_record(), job.stop_requested()).is_ok();
+        let mut jobs: Vec<&Job> = machines.filter(seen).collect();
         jobs.sort_by_key(|job| std::cmp::Reverse(job.durable_record().created));
         jobs.into_iter().take(limit).map(|job| self.view(job)).collect()
     }
 
+    pub(super) fn status(&self) -> Status {
+        let now = self.io.now();
+        let machines = || self.jobs.values().map(|owned| &owned.machine);
+        let sessions = || self.sessions.connected().map(|(_, session)| session);
+        Status {
+            ready: self.cluster.is_ready(),
+            jobs_owned: self.cluster.owned() as u64,
+            jobs_unfinished: machines().filter(|job| !job.durable_record().state.is_terminal()).count()
+                as u64,
+            tasks_waiting: machines().map(|job| u64::from(job.waiting(now))).sum(),
+            tasks_running: machines().map(|job| u64::from(job.running())).sum(),
+            workers: sessions().count() as u64,
+            slots: sessions().map(|session| u64::from(session.slots)).sum(),
+            slots_free: sessions().map(|session| u64::from(session.free_slots())).sum(),
+            questions_waiting: self.unasked.len() as u64,
+        }
+    }
+
     fn view(&self, job: &Job) -> job_wire::JobView {
-        let now = self.context.now();
+        let now = self.io.now();
         let progress = job.progress(now);
         let mut in_flight = Volume::default();
         let mut phase = progress.phase;
@@ -56,15 +78,9 @@ impl Driver {
             phase,
             permille: progress.permille,
             retry_after_ms: retry_after(job.durable_record(), progress.permille, now),
+            progress_unknown: false,
         };
-        let young =
-            job.durable_record().created.plus_millis(self.context.options.min_in_progress_ms as i64) > now;
-        if young && job.durable_record().state == JobState::Complete {
-            // Computed here, from one clock, so that no gateway says 200 and another then 202.
-            let finalizing = JobRecord { state: JobState::Finalizing, ..job.durable_record().clone() };
-            view.record = Some(finalizing.to_wire());
-            view.permille = view.permille.min(990);
-        }
+        keep_in_progress(&mut view, job.durable_record(), &self.options, now);
         view
     }
 
@@ -80,13 +96,55 @@ impl Driver {
     }
 }
 
-fn not_found() -> JobError {
+/// A job as clients are told of it by a coordinator that does not own it and cannot reach whoever does: the record
+/// says where it stands, but not how far it is.
+pub(crate) fn stored_view(
+    record: &JobRecord,
+    stop: Option<StopKind>,
+    options: &CoordinatorOptions,
+    now: Instant,
+) -> Result<job_wire::JobView, JobError> {
+    visible(record, stop)?;
+    let complete = record.state == JobState::Complete;
+    let mut view = job_wire::JobView {
+        record: Some(record.to_wire()),
+        committed: Some(record.result.to_wire()),
+        in_flight: Some(Volume::default().to_wire()),
+        permille: if complete { 1000 } else { 0 },
+        retry_after_ms: retry_after(record, 0, now),
+        progress_unknown: !record.state.is_terminal(),
+        ..job_wire::JobView::default()
+    };
+    if view.progress_unknown {
+        view.phase = "its coordinator is being replaced".to_owned();
+    }
+    keep_in_progress(&mut view, record, options, now);
+    Ok(view)
+}
+
+/// A first poll sees every job in progress for a short while (`decisions.md` 20). Computed by coordinators, from the
+/// job's record, so that no gateway says 200 and another then 202.
+fn keep_in_progress(
+    view: &mut job_wire::JobView,
+    record: &JobRecord,
+    options: &CoordinatorOptions,
+    now: Instant,
+) {
+    let young = record.created.plus_millis(options.min_in_progress_ms as i64) > now;
+    if young && record.state == JobState::Complete {
+        let finalizing = JobRecord { state: JobState::Finalizing, ..record.clone() };
+        view.record = Some(finalizing.to_wire());
+        view.permille = view.permille.min(990);
+    }
+}
+
+pub(crate) fn not_found() -> JobError {
     JobError { code: ErrorCode::NotFound, message: "there is no such job".to_owned() }
 }
 
 /// Whether clients may still see a job: one that they stopped looks like none at once, an expired one is gone.
-fn visible(job: &Job) -> Result<(), JobError> {
-    match (job.stop_requested(), job.durable_record().state) {
+fn visible(record: &JobRecord, stop: Option<StopKind>) -> Result<(), JobError> {
+    match (stop, record.state) {
         (Some(StopKind::Delete), _) | (_, JobState::Cancelled) => Err(not_found()),
         (_, JobState::Deleting | JobState::Gone) | (Some(StopKind::Expire), _) => Err(JobError {
             code: ErrorCode::Gone,

@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{Compare, MetaStore, Outcome, StoreError, Transaction, Write};
+use super::{Compare, MetaStore, Outcome, Revision, StoreError, Transaction, Write};
+
+mod leases;
+mod watches;
 
 fn put(key: &str, value: &str) -> Write {
     Write::Put(key.as_bytes().to_vec(), value.as_bytes().to_vec())
@@ -26,18 +29,39 @@ fn text(bytes: Vec<u8>) -> String {
 }
 
 /// Runs every case. Panics where the store does otherwise.
-pub async fn all<F, Fut>(fresh: F)
+///
+/// `forget` makes a store drop what it keeps of the history before a revision, as compaction or plain use does.
+pub async fn all<F, Fresh, G, Forgotten>(fresh: F, forget: G)
 where
-    F: Fn() -> Fut,
-    Fut: Future<Output = Arc<dyn MetaStore>>,
+    F: Fn() -> Fresh,
+    Fresh: Future<Output = Arc<dyn MetaStore>>,
+    G: Fn(Arc<dyn MetaStore>, Revision) -> Forgotten,
+    Forgotten: Future<Output = ()>,
 {
     compares_guard_writes(&*fresh().await).await;
     reads_answer_when_compares_fail(&*fresh().await).await;
     ranges_are_ordered_and_bounded(&*fresh().await).await;
+    large_ranges_are_of_one_revision(&*fresh().await).await;
     prefix_deletes_see_earlier_writes(&*fresh().await).await;
+    range_deletes_are_half_open(&*fresh().await).await;
+    later_writes_of_a_transaction_win(&*fresh().await).await;
     revisions_are_kept_for_pinned_reads(&*fresh().await).await;
     a_fence_admits_one_of_many(fresh().await).await;
     agrees_with_a_map(&*fresh().await).await;
+    // Leases take real time on a real server: these share it.
+    let stores = (fresh().await, fresh().await, fresh().await);
+    tokio::join!(
+        leases::a_key_goes_with_its_lease(&*stores.0),
+        leases::renewal_holds_a_lease(&*stores.1),
+        leases::a_watch_sees_a_lease_end(&*stores.2),
+    );
+    leases::revocation_removes_at_once(&*fresh().await).await;
+    leases::an_ended_lease_admits_nothing(&*fresh().await).await;
+    leases::the_last_put_decides_on_the_lease(&*fresh().await).await;
+    watches::all_changes_come_once_and_in_order(&*fresh().await).await;
+    watches::prefixes_share_one_order(&*fresh().await).await;
+    watches::a_watch_agrees_with_the_range(fresh().await).await;
+    watches::history_ends_somewhere(fresh().await, forget).await;
 }
 
 async fn compares_guard_writes(store: &dyn MetaStore) {
@@ -88,6 +112,50 @@ async fn prefix_deletes_see_earlier_writes(store: &dyn MetaStore) {
     assert_eq!(keys(store, "", None).await, ["h/1=x"]);
 }
 
+async fn range_deletes_are_half_open(store: &dyn MetaStore) {
+    let range = |from: &str, to: &str| Write::DeleteRange(from.as_bytes().to_vec(), to.as_bytes().to_vec());
+    write(store, ["a", "b", "b/1", "c", "d"].map(|key| put(key, "x")).to_vec()).await;
+    write(store, vec![range("b", "c")]).await;
+    assert_eq!(keys(store, "", None).await, ["a=x", "c=x", "d=x"]);
+    write(store, vec![range("c", "c"), range("d", "a"), range("x", "y")]).await;
+    assert_eq!(keys(store, "", None).await, ["a=x", "c=x", "d=x"], "an empty range holds nothing");
+    write(store, vec![put("c", "y"), range("a", "d"), put("b", "y")]).await;
+    assert_eq!(keys(store, "", None).await, ["b=y", "d=x"]);
+}
+
+/// Servers may refuse to write a key twice in a transaction; a store hides that.
+async fn later_writes_of_a_transaction_win(store: &dyn MetaStore) {
+    let delete = |key: &str| Write::Delete(key.as_bytes().to_vec());
+    let prefix = |key: &str| Write::DeletePrefix(key.as_bytes().to_vec());
+    write(store, vec![put("k", "0"), put("l/1", "0"), put("l/2", "0"), put("l/3", "0")]).await;
+    write(store, vec![put("k", "1"), put("k", "2"), delete("k"), put("k", "3")]).await;
+    assert_eq!(keys(store, "k", None).await, ["k=3"]);
+    write(store, vec![put("k", "4"), delete("k"), delete("k")]).await;
+    assert_eq!(keys(store, "k", None).await, Vec::<String>::new());
+    write(store, vec![prefix("l/"), put("l/2", "1"), prefix("l/1"), delete("l/3"), put("l/0", "1")]).await;
+    assert_eq!(keys(store, "", None).await, ["l/0=1", "l/2=1"]);
+    write(store, vec![prefix(""), put("z", "1"), prefix("l/")]).await;
+    assert_eq!(keys(store, "", None).await, ["z=1"]);
+}
+
+async fn large_ranges_are_of_one_revision(store: &dyn MetaStore) {
+    let entries = |from: u32, value: &str| -> Vec<Write> {
+        (from..from + 100).map(|number| put(&format!("n/{number:08}"), value)).collect()
+    };
+    let mut full = 0;
+    for from in (0..3_000).step_by(100) {
+        full = write(store, entries(from, "first")).await;
+    }
+    write(store, entries(2_000, "second")).await;
+    let (revision, now) = store.range(b"n/", None).await.expect("a large range");
+    assert!(revision > full);
+    assert!(now.is_sorted() && now.len() == 3_000);
+    assert_eq!(now.iter().filter(|(_, value)| value == b"second").count(), 100);
+    let (revision, then) = store.range(b"n/", Some(full)).await.expect("a large range of the past");
+    assert_eq!((revision, then.len()), (full, 3_000));
+    assert!(then.iter().all(|(_, value)| value == b"first"));
+}
+
 async fn revisions_are_kept_for_pinned_reads(store: &dyn MetaStore) {
     let first = write(store, vec![put("a", "1"), put("b", "1")]).await;
     let second = write(store, vec![put("a", "2"), Write::Delete(b"b".to_vec()), put("c", "2")]).await;
@@ -128,26 +196,31 @@ async fn agrees_with_a_map(store: &dyn MetaStore) {
         random ^= random << 17;
         random % below
     };
-    for step in 0..200_u64 {
+    for step in 0..300_u64 {
         let key = |n: u64| format!("{}/{}", n % 3, n / 3).into_bytes();
-        let (one, two) = (key(next(12)), key(next(12)));
-        let write = match next(4) {
-            0 => Write::Delete(one.clone()),
-            1 => Write::DeletePrefix(one[..2].to_vec()),
-            _ => Write::Put(one.clone(), step.to_string().into_bytes()),
-        };
-        let compare = match model.get(&two) {
-            Some(value) if next(3) > 0 => Compare::Equals(two.clone(), value.clone()),
-            _ => Compare::Absent(two.clone()),
+        let mut writes = Vec::new();
+        for part in 0..=next(5) {
+            let (one, two) = (key(next(12)), key(next(12)));
+            writes.push(match next(6) {
+                0 => Write::Delete(one),
+                1 => Write::DeletePrefix(one[..2].to_vec()),
+                2 => Write::DeleteRange(one, two),
+                _ => Write::Put(one, format!("{step} {part}").into_bytes()),
+            });
+        }
+        let guard = key(next(12));
+        let compare = match model.get(&guard) {
+            Some(value) if next(3) > 0 => Compare::Equals(guard.clone(), value.clone()),
+            _ => Compare::Absent(guard.clone()),
         };
         let holds = match &compare {
             Compare::Absent(key) => !model.contains_key(key),
             Compare::Equals(..) => true,
         };
-        let transaction = Transaction { compares: vec![compare], writes: vec![write.clone()], reads: vec![] };
+        let transaction = Transaction { compares: vec![compare], writes: writes.clone(), reads: vec![] };
         let applied = matches!(store.txn(transaction).await, Ok(Outcome::Applied(_)));
         assert_eq!(applied, holds, "step {step}");
-        if holds {
+        for write in writes.into_iter().filter(|_| holds) {
             match write {
                 Write::Put(key, value) | Write::PutLeased(key, value, _) => drop(model.insert(key, value)),
                 Write::Delete(key) => drop(model.remove(&key)),

@@ -4,6 +4,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use axum::extract::State;
@@ -16,6 +17,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::metrics::MetricsPage;
 
+/// How long the question for readiness may take: whoever asks waits a few seconds at most.
+const READY: Duration = Duration::from_secs(4);
+
 /// What a role tells its operators.
 #[async_trait]
 pub trait Probe: Send + Sync + 'static {
@@ -24,6 +28,31 @@ pub trait Probe: Send + Sync + 'static {
 
     /// Adds the role's metrics.
     async fn metrics(&self, page: &mut MetricsPage);
+}
+
+/// A role that is told to stop: not ready from that moment on, so that nobody sends it anything new while it
+/// finishes.
+pub struct Draining {
+    probe: Arc<dyn Probe>,
+    stop: CancellationToken,
+}
+
+impl Draining {
+    /// This role, until the token is cancelled.
+    pub fn new(probe: Arc<dyn Probe>, stop: CancellationToken) -> Draining {
+        Draining { probe, stop }
+    }
+}
+
+#[async_trait]
+impl Probe for Draining {
+    async fn ready(&self) -> Result<(), String> {
+        if self.stop.is_cancelled() { Err("stopping".to_owned()) } else { self.probe.ready().await }
+    }
+
+    async fn metrics(&self, page: &mut MetricsPage) {
+        self.probe.metrics(page).await;
+    }
 }
 
 /// The routes, for tests and for servers that have others beside them.
@@ -36,7 +65,8 @@ pub fn routes(probe: Arc<dyn Probe>) -> Router {
 }
 
 async fn readyz(State(probe): State<Arc<dyn Probe>>) -> Response {
-    match probe.ready().await {
+    let late = |_| Err("no answer in time".to_owned());
+    match tokio::time::timeout(READY, probe.ready()).await.unwrap_or_else(late) {
         Ok(()) => "ok\n".into_response(),
         Err(missing) => (StatusCode::SERVICE_UNAVAILABLE, format!("{missing}\n")).into_response(),
     }
@@ -100,7 +130,9 @@ mod tests {
     async fn readiness_follows_the_role_and_liveness_does_not() {
         let switch = Arc::new(Switch(AtomicBool::new(false)));
         let stop = CancellationToken::new();
-        let address = start("127.0.0.1:0".parse().unwrap(), switch.clone(), stop.clone()).await.unwrap();
+        let drain = CancellationToken::new();
+        let role = Arc::new(Draining::new(switch.clone(), drain.clone()));
+        let address = start("127.0.0.1:0".parse().unwrap(), role, stop.clone()).await.unwrap();
         let waiting = fetch(address, "/readyz").await;
         assert!(waiting.starts_with("HTTP/1.1 503") && waiting.contains("no worker"), "{waiting}");
         assert!(fetch(address, "/livez").await.starts_with("HTTP/1.1 200"));
@@ -108,6 +140,10 @@ mod tests {
         assert!(fetch(address, "/readyz").await.starts_with("HTTP/1.1 200"));
         let page = fetch(address, "/metrics").await;
         assert!(page.contains("version=0.0.4") && page.contains("flatbed_up 1"), "{page}");
+        drain.cancel();
+        assert!(fetch(address, "/readyz").await.starts_with("HTTP/1.1 503"), "readiness goes first");
+        assert!(fetch(address, "/livez").await.starts_with("HTTP/1.1 200"));
+        assert!(fetch(address, "/metrics").await.contains("flatbed_up 1"));
         stop.cancel();
     }
 }

@@ -10,7 +10,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use flatbed_chassis::config::{self, ConfigFile};
 use flatbed_chassis::telemetry::{self, LevelFilter, LogFormat};
 
-use crate::commands::{doctor, export, jobs, pull, serve, synth};
+use crate::commands::{coordinator, doctor, export, gateway, jobs, keys, pull, serve, synth, worker};
 use crate::display::note;
 
 /// Of the environment twins of all options.
@@ -38,12 +38,20 @@ enum Commands {
     Export(Box<export::ExportArgs>),
     /// Run the whole service in one process.
     Serve(Box<serve::ServeArgs>),
+    /// Run the HTTP door of a cluster.
+    Gateway(Box<gateway::GatewayArgs>),
+    /// Run a coordinator of a cluster.
+    Coordinator(Box<coordinator::CoordinatorArgs>),
+    /// Run a worker of a cluster.
+    Worker(Box<worker::WorkerArgs>),
     /// Fetch an export from any Bulk Data server into a folder.
     Pull(Box<pull::PullArgs>),
     /// Write a deterministic synthetic population as NDJSON.
     Synth(synth::SynthArgs),
     /// Look at the jobs of a running service, and cancel them.
     Jobs(jobs::JobsArgs),
+    /// Make keys and certificates.
+    Keys(keys::KeysArgs),
     /// Check source, state, output and clock, and say what to fix.
     Doctor(doctor::DoctorArgs),
 }
@@ -94,7 +102,9 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
         }
     };
     let level = match cli.command {
-        Commands::Serve(_) => LevelFilter::INFO,
+        Commands::Serve(_) | Commands::Gateway(_) | Commands::Coordinator(_) | Commands::Worker(_) => {
+            LevelFilter::INFO
+        }
         _ => LevelFilter::WARN,
     };
     telemetry::init(cli.log_format, level);
@@ -136,9 +146,13 @@ fn execute(command: Commands) -> Result<(), Failure> {
         match command {
             Commands::Export(args) => Box::pin(export::run(*args)).await,
             Commands::Serve(args) => Box::pin(serve::run(*args)).await,
+            Commands::Gateway(args) => Box::pin(gateway::run(*args)).await,
+            Commands::Coordinator(args) => Box::pin(coordinator::run(*args)).await,
+            Commands::Worker(args) => Box::pin(worker::run(*args)).await,
             Commands::Pull(args) => Box::pin(pull::run(*args)).await,
             Commands::Synth(args) => synth::run(args).await,
             Commands::Jobs(args) => jobs::run(args).await,
+            Commands::Keys(args) => keys::run(args).await,
             Commands::Doctor(args) => doctor::run(args).await,
         }
     });
@@ -180,6 +194,37 @@ mod tests {
             assert_eq!(parsed(wrong).err(), Some(2), "{wrong:?}");
         }
         assert_eq!(parsed(&["--help"]).err(), Some(0));
+    }
+
+    #[test]
+    fn one_file_serves_all_roles_of_a_cluster() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("flatbed.toml");
+        let file = path.to_str().unwrap();
+        let text = "coordinator = 'http://c-0:7070,http://c-1:7070'\nstate = 'etcd://e:2379'\noutput = 's3://b/p'\n\
+                    source = 'synthetic:'\nrpc-listen = '10.0.0.1:7070'\nallow-plain-rpc = true\nid = 'w'";
+        std::fs::write(&path, text).unwrap();
+        let command = |name: &str| parsed(&[name, "--config", file]).unwrap().command;
+        let Commands::Gateway(gateway) = command("gateway") else { panic!("another command") };
+        assert_eq!(gateway.coordinators.urls, ["http://c-0:7070", "http://c-1:7070"]);
+        assert!(gateway.rpc.allow_plain_rpc && gateway.output == "s3://b/p");
+        let Commands::Coordinator(coordinator) = command("coordinator") else { panic!("another command") };
+        assert_eq!((coordinator.state.as_str(), coordinator.rpc_listen.port()), ("etcd://e:2379", 7_070));
+        let Commands::Worker(worker) = command("worker") else { panic!("another command") };
+        assert_eq!(worker.id.map(|id| id.to_string()), Some("wrk_w".to_owned()));
+        let lists = "coordinator = ['http://c-0:7070', 'http://c-1:7070']";
+        std::fs::write(&path, lists).unwrap();
+        let Commands::Gateway(gateway) =
+            parsed(&["gateway", "--output", "o", "--config", file]).unwrap().command
+        else {
+            panic!("another command")
+        };
+        assert_eq!(gateway.coordinators.urls.len(), 2);
+        for missing in
+            [&["gateway", "--output", "o"][..], &["worker", "--source", "synthetic:"], &["coordinator"]]
+        {
+            assert_eq!(parsed(missing).err(), Some(2), "{missing:?}");
+        }
     }
 
     #[test]

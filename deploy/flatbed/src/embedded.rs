@@ -2,7 +2,7 @@
 //!
 //! The roles are the same code as in processes of their own and speak the same gRPC; only the wire is a pipe in
 //! memory. `export`, `serve` and the tests start their clusters here. Knows nothing of HTTP: a gateway is put on
-//! top with [`Embedded::channel`].
+//! top with [`Embedded::coordinators`].
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +11,7 @@ use anyhow::Context as _;
 use flatbed_coordinator::store::MetaStore;
 use flatbed_coordinator::{Clock, Coordinator, CoordinatorOptions};
 use flatbed_extract::Source;
+use flatbed_proto::reach::{Coordinators, NoDial};
 use flatbed_worker::{Worker, WorkerOptions};
 use hyper_util::rt::TokioIo;
 use object_store::ObjectStore;
@@ -32,7 +33,7 @@ const BACKLOG: usize = 16;
 /// How long connections may take to end once all workers have.
 const LAST_CALLS: Duration = Duration::from_secs(3);
 /// How long workers may take to seal and commit what they have.
-const DRAIN: Duration = Duration::from_secs(15);
+const DRAIN: Duration = Duration::from_secs(12);
 
 /// What a cluster is made of.
 pub struct EmbeddedOptions {
@@ -66,12 +67,13 @@ impl Embedded {
     /// When the state cannot be read.
     pub async fn start(options: EmbeddedOptions) -> anyhow::Result<Embedded> {
         let EmbeddedOptions { state, objects, source, coordinator, workers, clock } = options;
-        let coordinator = Coordinator::start(state, objects.clone(), coordinator, clock)
+        let coordinator = Coordinator::start(state, objects.clone(), coordinator, Arc::new(NoDial), clock)
             .await
             .context("cannot start the coordinator")?;
         let stop_server = CancellationToken::new();
         let (channel, server) = in_process(coordinator.routes(), stop_server.clone());
-        let start = |options| Worker::start(channel.clone(), source.clone(), objects.clone(), options);
+        let one = || Coordinators::fixed(channel.clone());
+        let start = |options| Worker::start(one(), source.clone(), objects.clone(), options);
         let workers: std::io::Result<_> = workers.into_iter().map(start).collect();
         let workers = workers.context("cannot start the workers")?;
         Ok(Embedded { channel, coordinator, workers, server, stop_server })
@@ -82,9 +84,14 @@ impl Embedded {
         self.channel.clone()
     }
 
+    /// The one coordinator, as gateways reach it.
+    pub fn coordinators(&self) -> Coordinators {
+        Coordinators::fixed(self.channel())
+    }
+
     /// The jobs, as operators and gateways see them.
     pub fn jobs(&self) -> JobsApi {
-        JobsApi::new(self.channel())
+        JobsApi::new(self.coordinators())
     }
 
     /// The coordinator's Jobs service, to offer it on an address as well. What workers call stays inside: whoever
@@ -110,7 +117,7 @@ impl Embedded {
 }
 
 /// Serves routes on pipes in memory; the channel opens as many as it needs.
-fn in_process(routes: Routes, stop: CancellationToken) -> (Channel, JoinHandle<()>) {
+pub(crate) fn in_process(routes: Routes, stop: CancellationToken) -> (Channel, JoinHandle<()>) {
     let (dial, dialled) = mpsc::channel::<DuplexStream>(BACKLOG);
     let incoming = ReceiverStream::new(dialled).map(Ok::<_, std::io::Error>);
     let server = tokio::spawn(async move {

@@ -5,13 +5,17 @@
 
 pub mod cli;
 mod commands;
+pub mod dial;
 pub mod display;
 mod edge;
 pub mod embedded;
 pub mod folder;
 pub mod options;
+pub mod output;
 pub mod places;
 pub mod pull;
 pub mod remote;
 pub mod result;
+pub mod rpc;
+mod service;
 mod sources;

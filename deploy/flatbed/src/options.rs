@@ -251,6 +251,14 @@ const MIN_MAX_LINE: ByteSize = ByteSize(1 << 10);
 /// Smallest `--target-file-size`: shorter files cost more to store and to ask for than to fill.
 const MIN_TARGET_FILE_SIZE: ByteSize = ByteSize(1 << 20);
 
+/// The coordinators of a cluster.
+#[derive(Debug, Clone, Args)]
+pub struct CoordinatorsArgs {
+    /// gRPC URL of a coordinator (of `serve`: its --rpc-listen), like http://127.0.0.1:7070; several with commas.
+    #[arg(long = "coordinator", value_name = "URL", value_delimiter = ',', required = true)]
+    pub urls: Vec<String>,
+}
+
 /// Reads `--slots`.
 pub fn slots_range() -> clap::builder::RangedI64ValueParser<u32> {
     clap::value_parser!(u32).range(1..=i64::from(MAX_SLOTS))
@@ -264,7 +272,8 @@ fn target_file_size(text: &str) -> Result<ByteSize, String> {
     at_least(MIN_TARGET_FILE_SIZE, text)
 }
 
-fn at_least(least: ByteSize, text: &str) -> Result<ByteSize, String> {
+/// Reads a size that has a lower limit.
+pub(crate) fn at_least(least: ByteSize, text: &str) -> Result<ByteSize, String> {
     let size: ByteSize = text.parse().map_err(|error: InvalidQuantity| error.to_string())?;
     if size < least { Err(format!("the smallest is {least}")) } else { Ok(size) }
 }

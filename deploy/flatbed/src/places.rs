@@ -1,13 +1,11 @@
-//! Where things lie: object stores by URI, data folders with their lock, the system's clock.
+//! Where things lie: local object stores, data folders with their lock, the system's clock.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use flatbed_types::Instant;
-use object_store::ObjectStore;
 use object_store::local::LocalFileSystem;
 
 use crate::folder;
@@ -42,29 +40,6 @@ pub fn sweep_staging(folder: &Path, age: Duration) -> std::io::Result<usize> {
         }
     }
     Ok(swept)
-}
-
-/// The folder that an output URI names.
-///
-/// # Errors
-/// When it names another kind of store, none of which is in this build.
-pub fn output_folder(uri: &str) -> anyhow::Result<PathBuf> {
-    let path = match uri.split_once("://") {
-        None => uri,
-        Some(("file", path)) => path,
-        Some((scheme, _)) => {
-            bail!("--output {scheme}:// is not in this build yet; use a folder or file://")
-        }
-    };
-    if path.is_empty() {
-        bail!("--output names no folder");
-    }
-    Ok(std::path::absolute(path)?)
-}
-
-/// The object store that an output URI names.
-pub fn open_output(uri: &str) -> anyhow::Result<Arc<dyn ObjectStore>> {
-    Ok(Arc::new(local_store(&output_folder(uri)?)?))
 }
 
 /// Why a data folder cannot be used.
@@ -152,13 +127,5 @@ mod tests {
         assert!(matches!(DataFolder::claim(&folder).unwrap(), Claim::Taken));
         drop(first);
         assert!(matches!(DataFolder::claim(&folder).unwrap(), Claim::Ours(_)));
-    }
-
-    #[test]
-    fn only_folders_are_outputs_in_this_build() {
-        assert!(output_folder("file:///a/b").unwrap().ends_with("a/b"));
-        assert!(output_folder("out").unwrap().is_absolute());
-        assert!(output_folder("s3://bucket/x").unwrap_err().to_string().contains("not in this build"));
-        assert!(output_folder("file://").is_err());
     }
 }

@@ -1,17 +1,19 @@
-//! The Jobs service as a caller sees it, with checked values.
+//! The Jobs service as a caller sees it, with checked values, at whichever coordinator answers.
 
-use anyhow::{Context, anyhow};
+use std::time::Duration;
+
 use flatbed_proto::convert::{Wire, required, u128_bytes, u128_from};
+use flatbed_proto::reach::Coordinators;
 use flatbed_proto::status::code_of;
 use flatbed_proto::wire::job as wire;
 use flatbed_proto::wire::job::jobs_client::JobsClient;
 use flatbed_types::job::{JobRecord, Volume};
 use flatbed_types::{ClientId, ErrorCode, ExportRequest, JobId, caps};
-use tonic::Status;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
+use tonic::{Response, Status};
 
-/// Longest wait for a connection.
-const CONNECT: std::time::Duration = std::time::Duration::from_secs(5);
+/// How long a call may take, at all coordinators together.
+const CALL: Duration = Duration::from_secs(10);
 
 /// A call that a coordinator refused or could not answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -53,6 +55,8 @@ pub struct JobView {
     pub phase: String,
     /// Done in thousandths.
     pub permille: u32,
+    /// The coordinator that knows how far the job is cannot be reached.
+    pub progress_unknown: bool,
 }
 
 impl JobView {
@@ -66,36 +70,19 @@ impl JobView {
             running: view.running,
             phase: view.phase,
             permille: view.permille.min(1_000),
+            progress_unknown: view.progress_unknown,
         })
     }
 }
 
 /// Calls to the Jobs service.
-#[derive(Debug, Clone)]
-pub struct JobsApi(JobsClient<Channel>);
+#[derive(Clone)]
+pub struct JobsApi(Coordinators);
 
 impl JobsApi {
-    /// Over this connection.
-    pub fn new(channel: Channel) -> JobsApi {
-        let client = JobsClient::new(channel);
-        JobsApi(
-            client.max_decoding_message_size(caps::MAX_MESSAGE).max_encoding_message_size(caps::MAX_MESSAGE),
-        )
-    }
-
-    /// Connects to the first coordinator of a comma-separated list that answers.
-    pub async fn connect(urls: &str) -> anyhow::Result<JobsApi> {
-        let mut last = anyhow!("no coordinator is named");
-        for url in urls.split(',').map(str::trim).filter(|url| !url.is_empty()) {
-            let endpoint = Endpoint::from_shared(url.to_owned());
-            let endpoint =
-                endpoint.with_context(|| format!("'{url}' is no URL like http://127.0.0.1:7070"))?;
-            match endpoint.connect_timeout(CONNECT).connect().await {
-                Ok(channel) => return Ok(JobsApi::new(channel)),
-                Err(error) => last = anyhow!(error).context(format!("cannot reach the coordinator at {url}")),
-            }
-        }
-        Err(last)
+    /// At these coordinators.
+    pub fn new(coordinators: Coordinators) -> JobsApi {
+        JobsApi(coordinators)
     }
 
     /// Starts a job.
@@ -105,41 +92,74 @@ impl JobsApi {
         request: &ExportRequest,
         request_url: &str,
     ) -> Result<JobId, RemoteError> {
+        let mut id = [0; 16];
+        let no_randomness =
+            |_| RemoteError { code: ErrorCode::Internal, message: "the system has no randomness".to_owned() };
+        getrandom::fill(&mut id).map_err(no_randomness)?;
         let message = wire::CreateJobRequest {
             client: client.to_string(),
             request: Some(request.to_wire()),
             request_url: request_url.to_owned(),
             idempotency_key: String::new(),
-            job: bytes::Bytes::new(),
+            job: bytes::Bytes::copy_from_slice(&id),
         };
-        let answer = self.0.clone().create_job(message).await?.into_inner();
-        u128_from(&answer.job, "job").map(JobId).map_err(malformed)
+        let answer = self.0.call(CALL, |channel| {
+            let message = message.clone();
+            async move { jobs(channel).create_job(message).await.map(Response::into_inner) }
+        });
+        u128_from(&answer.await?.job, "job").map(JobId).map_err(malformed)
     }
 
     /// One job.
     pub async fn get(&self, job: JobId) -> Result<JobView, RemoteError> {
-        let answer =
-            self.0.clone().get_job(wire::GetJobRequest { job: u128_bytes(job.0), local_only: false }).await?;
-        JobView::from_wire(answer.into_inner().job.unwrap_or_default()).map_err(malformed)
+        let message = wire::GetJobRequest { job: u128_bytes(job.0), local_only: false };
+        let answer = self.0.call(CALL, |channel| {
+            let message = message.clone();
+            async move { jobs(channel).get_job(message).await.map(Response::into_inner) }
+        });
+        JobView::from_wire(answer.await?.job.unwrap_or_default()).map_err(malformed)
     }
 
     /// Jobs, newest first.
     pub async fn list(&self, limit: u32) -> Result<Vec<JobView>, RemoteError> {
-        let answer = self.0.clone().list_jobs(wire::ListJobsRequest { limit, local_only: false }).await?;
-        let views = answer.into_inner().jobs.into_iter().map(JobView::from_wire);
+        self.list_of(wire::ListJobsRequest { limit, local_only: false }).await
+    }
+
+    /// Jobs that the coordinator that answers owns, newest first.
+    pub async fn list_owned(&self, limit: u32) -> Result<Vec<JobView>, RemoteError> {
+        self.list_of(wire::ListJobsRequest { limit, local_only: true }).await
+    }
+
+    async fn list_of(&self, message: wire::ListJobsRequest) -> Result<Vec<JobView>, RemoteError> {
+        let answer = self.0.call(CALL, |channel| async move {
+            jobs(channel).list_jobs(message).await.map(Response::into_inner)
+        });
+        let views = answer.await?.jobs.into_iter().map(JobView::from_wire);
         views.collect::<Result<_, _>>().map_err(malformed)
     }
 
     /// Cancels or deletes a job.
     pub async fn stop(&self, job: JobId) -> Result<(), RemoteError> {
-        self.0.clone().stop_job(wire::StopJobRequest { job: u128_bytes(job.0) }).await?;
-        Ok(())
+        let message = wire::StopJobRequest { job: u128_bytes(job.0) };
+        let answer = self.0.call(CALL, |channel| {
+            let message = message.clone();
+            async move { jobs(channel).stop_job(message).await.map(drop) }
+        });
+        Ok(answer.await?)
     }
 
     /// What the workers read from.
     pub async fn source(&self) -> Result<wire::GetSourceResponse, RemoteError> {
-        Ok(self.0.clone().get_source(wire::GetSourceRequest {}).await?.into_inner())
+        let answer = self.0.call(CALL, |channel| async move {
+            jobs(channel).get_source(wire::GetSourceRequest {}).await.map(Response::into_inner)
+        });
+        Ok(answer.await?)
     }
+}
+
+fn jobs(channel: Channel) -> JobsClient<Channel> {
+    let client = JobsClient::new(channel);
+    client.max_decoding_message_size(caps::MAX_MESSAGE).max_encoding_message_size(caps::MAX_MESSAGE)
 }
 
 fn malformed(error: flatbed_proto::Malformed) -> RemoteError {

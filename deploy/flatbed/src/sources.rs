@@ -4,8 +4,9 @@
 //! other without a word, so they take turns here, and whoever waits hears of the progress of the one at work.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use flatbed_extract::open::{SourceOptions, open_source};
 use flatbed_extract::source::Progress;
@@ -21,6 +22,9 @@ pub const SORT_BUDGET: usize = 256 << 20;
 /// Pause between two looks at a preparation that somebody else began.
 const LOOK: Duration = Duration::from_millis(250);
 
+/// Pause between two log records on the preparation of the source.
+const PREPARATION_PAUSE: Duration = Duration::from_secs(5);
+
 /// Hears the phases of a preparation, as text for people.
 pub type Listener = Arc<dyn Fn(&str) + Send + Sync>;
 
@@ -31,7 +35,7 @@ pub async fn open(
     data: &Path,
     scratch: PathBuf,
     listener: Listener,
-) -> Result<Arc<dyn Source>, Failure> {
+) -> Result<Arc<Announced>, Failure> {
     let options = SourceOptions {
         index: args.tuning.index.as_deref().map(index_folder).transpose()?,
         data_dir: data.to_owned(),
@@ -47,7 +51,23 @@ pub async fn open(
     let opened = tokio::task::spawn_blocking(move || open_source(&uri, &options)).await;
     let opened = opened.map_err(|error| Failure::Failed(error.into()))?;
     let inner = opened.map_err(source_failure)?;
-    Ok(Arc::new(Announced { inner, listener, turn: Mutex::new(()), latest: Mutex::default() }))
+    let (turn, latest, prepared) = (Mutex::new(()), Mutex::default(), AtomicBool::new(false));
+    Ok(Arc::new(Announced { inner, listener, turn, latest, prepared }))
+}
+
+/// Logs the preparation of the source: each kind of work at once, then every few seconds.
+pub fn preparation_log() -> Listener {
+    let last: Mutex<Option<(Instant, String)>> = Mutex::new(None);
+    Arc::new(move |text: &str| {
+        let kind = text.split(':').next().unwrap_or_default().to_owned();
+        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+        let due =
+            last.as_ref().is_none_or(|(at, before)| at.elapsed() >= PREPARATION_PAUSE || *before != kind);
+        if due {
+            *last = Some((Instant::now(), kind));
+            tracing::info!(phase = text, "preparing the source");
+        }
+    })
 }
 
 /// The folder of `--index`.
@@ -64,15 +84,22 @@ fn index_folder(uri: &str) -> Result<PathBuf, Failure> {
 }
 
 /// A source whose preparation is also told to a listener, and happens once at a time.
-struct Announced {
+pub struct Announced {
     inner: Arc<dyn Source>,
     listener: Listener,
     turn: Mutex<()>,
     /// Phase, bytes done, bytes in all, of the preparation at work.
     latest: Mutex<(String, u64, u64)>,
+    /// Whether a snapshot has been made.
+    prepared: AtomicBool,
 }
 
 impl Announced {
+    /// Whether the source has been made ready for exports once.
+    pub fn is_prepared(&self) -> bool {
+        self.prepared.load(Ordering::Relaxed)
+    }
+
     fn latest(&self) -> MutexGuard<'_, (String, u64, u64)> {
         self.latest.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -95,7 +122,9 @@ impl Source for Announced {
                 }
             }
         };
-        self.inner.snapshot(&Both { first: progress, all: self })
+        let snapshot = self.inner.snapshot(&Both { first: progress, all: self })?;
+        self.prepared.store(true, Ordering::Relaxed);
+        Ok(snapshot)
     }
 
     fn reopen(&self, fingerprint: &str) -> Result<Arc<dyn Snapshot>, SourceError> {

@@ -4,8 +4,10 @@
 //! never by listing or by a name from outside; memory is bounded, whatever the size of a file.
 
 mod decode;
+mod links;
 mod manifests;
 mod objects;
 
+pub(crate) use links::Links;
 pub(crate) use manifests::Manifests;
 pub(crate) use objects::{Objects, ReadError};

@@ -1,9 +1,11 @@
-//! Files of complete jobs (rows FL): streamed from the store as the client takes them.
+//! Files of complete jobs (rows FL): streamed from the store as the client takes them, or, where the store signs
+//! links and the client takes the file as it rests, fetched by the client from the store itself.
 //!
 //! Each form of a file (as stored, or decoded) is a representation of its own with a strong ETag of its own,
-//! and ranges count within it.
+//! and ranges count within it. Whoever asks is asked for their permission each time, also for a link.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
@@ -49,7 +51,40 @@ pub(super) async fn file(
             .with(header::VARY, HeaderValue::from_static("Accept-Encoding")));
     };
     let representation = Representation::new(entry, codec, form);
+    if method == Method::GET && form == Form::Stored && !is_conditional(&headers, &representation.etag) {
+        let left = view.record.expires.map_or(Duration::MAX, |expires| {
+            Duration::from_millis(u64::try_from(expires.millis() - app.now().millis()).unwrap_or(0))
+        });
+        if let Some(redirect) = redirected(&app, entry, left).await {
+            return Ok(redirect);
+        }
+    }
     respond(&app, &representation, method == Method::HEAD, &headers).await
+}
+
+/// Whether a precondition of the request is about our entity tag. The store has tags of its own, so such a request
+/// is answered here; all other conditions are for the store, where the same client got the tags that they name.
+fn is_conditional(headers: &HeaderMap, etag: &str) -> bool {
+    let names = |name| headers.get_all(name).iter().any(|value| mentions(value, etag));
+    names(header::IF_MATCH) || names(header::IF_NONE_MATCH) || names(header::IF_RANGE)
+}
+
+fn mentions(value: &HeaderValue, etag: &str) -> bool {
+    value.to_str().is_ok_and(|text| text.trim() == "*" || text.contains(etag))
+}
+
+/// The way to the file in the store, where there is one. Ranges need no care: the client asks the store for them.
+async fn redirected(app: &Shared, entry: &ManifestEntry, left: Duration) -> Option<Response> {
+    let location = app.links.as_ref()?.to(&entry.key, left).await?;
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::TEMPORARY_REDIRECT;
+    let headers = response.headers_mut();
+    headers.insert(header::LOCATION, location);
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
+    // A page that shows the file must not tell others where it was.
+    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    Some(response)
 }
 
 /// One form of a file.

@@ -23,7 +23,7 @@ use http::Uri;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::auth::{Action, JobFacts, decide};
-use crate::delivery::{Manifests, Objects, ReadError};
+use crate::delivery::{Links, Manifests, Objects, ReadError};
 use crate::jobs::{JobView, Jobs};
 use crate::{Clock, Gateway, GatewayOptions, HostPolicy, PublicUrl};
 use refusal::Refusal;
@@ -33,6 +33,8 @@ struct Shared {
     jobs: Jobs,
     objects: Objects,
     manifests: Manifests,
+    /// Present where downloads go to the store itself.
+    links: Option<Links>,
     /// The FHIR base URL.
     base: String,
     lenient_headers: bool,
@@ -94,9 +96,10 @@ impl From<ReadError> for Refusal {
 pub(crate) fn router(gateway: Gateway) -> Router {
     let GatewayOptions { public_url, hosts, lenient_headers, require_token } = gateway.options;
     let shared = Shared {
-        jobs: Jobs::new(gateway.jobs),
+        jobs: Jobs::new(gateway.coordinators),
         objects: Objects::new(gateway.objects),
         manifests: Manifests::new(),
+        links: gateway.links.map(Links::new),
         base: format!("{public_url}/fhir"),
         lenient_headers,
         require_token,

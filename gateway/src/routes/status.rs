@@ -72,7 +72,7 @@ fn retry_after(wish: Duration) -> u64 {
 /// One line about a running job: only what is committed counts, since the rest may be lost with a worker.
 fn progress_text(view: &JobView) -> String {
     let record = &view.record;
-    let mut text = if record.state == JobState::Planning {
+    let mut text = if record.state == JobState::Planning || view.progress_unknown {
         String::new()
     } else {
         let (done, Volume { rows, bytes }) = (view.permille, view.committed);
@@ -88,6 +88,7 @@ fn progress_text(view: &JobView) -> String {
     let phase = view.phase.split(';').next().unwrap_or_default().trim_end();
     let phase = match (phase, record.state) {
         ("", JobState::Planning) => "planning",
+        ("", _) if view.progress_unknown => "running",
         (phase, _) => phase,
     };
     if !phase.is_empty() {
@@ -187,7 +188,23 @@ mod tests {
         let new = JobRecord::new(JobId(1), ClientId::open(), request, Codec::Gzip, Instant::from_millis(0));
         let record = JobRecord { state, estimate, ..new };
         let retry_after = Duration::ZERO;
-        JobView { record, committed, phase: phase.to_owned(), permille: 423, retry_after }
+        JobView {
+            record,
+            committed,
+            phase: phase.to_owned(),
+            permille: 423,
+            retry_after,
+            progress_unknown: false,
+        }
+    }
+
+    #[test]
+    fn numbers_that_nobody_knows_are_not_told() {
+        let unknown = JobView {
+            progress_unknown: true,
+            ..view(JobState::Running, "", Volume { rows: 0, bytes: 0 }, Volume { rows: 9, bytes: 9_000 })
+        };
+        assert_eq!(progress_text(&unknown), "running");
     }
 
     #[test]

@@ -4,8 +4,10 @@
 // The whole crate is a test, which the lint's exception for tests does not see.
 #![allow(clippy::unwrap_used)]
 
+mod failover;
 mod files;
 mod kickoff;
+mod links;
 mod metadata;
 mod status;
 mod support;

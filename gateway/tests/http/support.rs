@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
 use flatbed_gateway::{Gateway, GatewayOptions, HostPolicy};
 use flatbed_proto::convert::{Wire, u128_bytes};
+use flatbed_proto::reach::{Coordinators, Dial, InvalidAddress};
 use flatbed_proto::status::to_status;
 use flatbed_proto::wire::job as wire;
-use flatbed_proto::wire::job::jobs_client::JobsClient;
 use flatbed_proto::wire::job::jobs_server::{Jobs, JobsServer};
 use flatbed_types::job::{JobRecord, JobState, ObjectPointer, Volume};
 use flatbed_types::manifest::{Manifest, ManifestEntry};
@@ -21,6 +22,7 @@ use http_body_util::BodyExt;
 use hyper_util::rt::TokioIo;
 use object_store::memory::InMemory;
 use object_store::path::Path;
+use object_store::signer::{Signer, Url};
 use object_store::{ObjectStore, ObjectStoreExt};
 use prost::Message;
 use sha2::{Digest, Sha256};
@@ -113,7 +115,7 @@ impl Jobs for FakeJobs {
 }
 
 /// A channel to the service over a pipe. Each connection is a new pipe.
-async fn channel(jobs: FakeJobs) -> Channel {
+pub async fn channel(jobs: FakeJobs) -> Channel {
     let (sender, receiver) = tokio::sync::mpsc::unbounded_channel::<tokio::io::DuplexStream>();
     let incoming = tokio_stream::StreamExt::map(
         tokio_stream::wrappers::UnboundedReceiverStream::new(receiver),
@@ -129,6 +131,52 @@ async fn channel(jobs: FakeJobs) -> Channel {
         }
     });
     Endpoint::from_static("http://jobs").connect_with_connector(connector).await.unwrap()
+}
+
+/// A channel to a coordinator that cannot be reached.
+pub fn refusing() -> Channel {
+    let refused = |_: http::Uri| async {
+        Err::<TokioIo<tokio::io::DuplexStream>, _>(std::io::Error::other("10.0.0.3:7070 refused"))
+    };
+    Endpoint::from_static("http://jobs").connect_with_connector_lazy(tower::service_fn(refused))
+}
+
+/// Signs every link with the same word, or never.
+#[derive(Debug)]
+pub struct FakeSigner {
+    pub broken: bool,
+}
+
+#[async_trait::async_trait]
+impl Signer for FakeSigner {
+    async fn signed_url(
+        &self,
+        method: http::Method,
+        path: &Path,
+        left: Duration,
+    ) -> object_store::Result<Url> {
+        if self.broken {
+            return Err(object_store::Error::NotImplemented {
+                operation: "sign".into(),
+                implementer: "fake".into(),
+            });
+        }
+        let text = format!(
+            "https://store.example/{path}?method={method}&expires={}&signature=s3cr3t",
+            left.as_secs()
+        );
+        Ok(Url::parse(&text).unwrap())
+    }
+}
+
+/// Knows the channels of addresses.
+#[derive(Default)]
+pub struct FakeDial(pub Mutex<BTreeMap<String, Channel>>);
+
+impl Dial for FakeDial {
+    fn dial(&self, address: &str) -> Result<Channel, InvalidAddress> {
+        self.0.lock().unwrap().get(address).cloned().ok_or_else(|| InvalidAddress(address.to_owned()))
+    }
 }
 
 pub struct World {
@@ -159,12 +207,7 @@ impl World {
 
     /// A gateway whose coordinator cannot be reached.
     pub fn cut_off() -> World {
-        let refused = |_: http::Uri| async {
-            Err::<TokioIo<tokio::io::DuplexStream>, _>(std::io::Error::other("10.0.0.3:7070 refused"))
-        };
-        let channel =
-            Endpoint::from_static("http://jobs").connect_with_connector_lazy(tower::service_fn(refused));
-        World::over(options(), FakeJobs::default(), channel)
+        World::over(options(), FakeJobs::default(), refusing())
     }
 
     /// A gateway whose coordinator takes connections and calls and dies.
@@ -184,9 +227,29 @@ impl World {
 
     fn over(options: GatewayOptions, jobs: FakeJobs, channel: Channel) -> World {
         let objects = Arc::new(InMemory::new());
-        let client = JobsClient::new(channel);
         let store = Arc::clone(&objects) as Arc<dyn ObjectStore>;
-        let app = Gateway::new(client, store, options, Arc::new(now)).router();
+        let app = Gateway::new(Coordinators::fixed(channel), store, options, Arc::new(now)).router();
+        World { jobs, objects, app }
+    }
+
+    /// A gateway whose store signs links, or fails to.
+    pub async fn with_links(signer: FakeSigner) -> World {
+        let jobs = FakeJobs::default();
+        let channel = channel(jobs.clone()).await;
+        let objects = Arc::new(InMemory::new());
+        let store = Arc::clone(&objects) as Arc<dyn ObjectStore>;
+        let gateway = Gateway::new(Coordinators::fixed(channel), store, options(), Arc::new(now));
+        World { jobs, objects, app: gateway.with_links(Arc::new(signer)).router() }
+    }
+
+    /// A gateway with these coordinators, by address.
+    pub fn over_several(seeds: &[&str], dial: Arc<FakeDial>) -> World {
+        let jobs = FakeJobs::default();
+        let objects = Arc::new(InMemory::new());
+        let store = Arc::clone(&objects) as Arc<dyn ObjectStore>;
+        let seeds = seeds.iter().map(|seed| (*seed).to_owned()).collect();
+        let coordinators = Coordinators::new(seeds, dial).unwrap();
+        let app = Gateway::new(coordinators, store, options(), Arc::new(now)).router();
         World { jobs, objects, app }
     }
 

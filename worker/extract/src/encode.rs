@@ -124,22 +124,30 @@ enum Coder {
 
 /// What has come out so far.
 #[derive(Default)]
-struct Account {
+pub(crate) struct Account {
     hash: Sha256,
     stored_bytes: u64,
 }
 
 impl Account {
-    fn pass(&mut self, bytes: Bytes, out: &mut Chunks) {
+    /// Gives a chunk out.
+    pub(crate) fn pass(&mut self, bytes: Bytes, out: &mut Chunks) {
         self.hash.update(&bytes);
         self.stored_bytes += bytes.len() as u64;
         out.push(bytes);
     }
 
-    fn copy(&mut self, bytes: &[u8], out: &mut Chunks) {
+    /// Gives a copy of bytes out.
+    pub(crate) fn copy(&mut self, bytes: &[u8], out: &mut Chunks) {
         self.hash.update(bytes);
         self.stored_bytes += bytes.len() as u64;
         out.push_slice(bytes);
+    }
+
+    /// The file is complete.
+    pub(crate) fn summary(self, raw_bytes: u64) -> FileSummary {
+        let Account { hash, stored_bytes } = self;
+        FileSummary { raw_bytes, stored_bytes, sha256: hash.finalize().into() }
     }
 }
 
@@ -217,8 +225,7 @@ impl FileEncoder {
             }
             Coder::Zstd(encoder) => account.copy(&encoder.finish()?, out),
         }
-        let Account { hash, stored_bytes } = account;
-        Ok(FileSummary { raw_bytes, stored_bytes, sha256: hash.finalize().into() })
+        Ok(account.summary(raw_bytes))
     }
 }
 

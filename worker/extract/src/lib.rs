@@ -5,8 +5,10 @@
 //! may run ahead. Stored resources are bytes on this path; only building a lake's ordered copy looks inside.
 
 pub mod compartment;
+pub mod cut;
 pub mod encode;
 pub mod header;
+pub mod join;
 pub mod keylist;
 pub mod lake;
 pub mod open;

@@ -20,7 +20,10 @@ pub const ZSTD_LEVEL: i32 = 1;
 
 const GZIP_HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff];
 /// A final block with no data, fixed Huffman codes.
-const FINAL_BLOCK: [u8; 2] = [0x03, 0x00];
+pub(crate) const FINAL_BLOCK: [u8; 2] = [0x03, 0x00];
+
+/// What a full flush, and with it every run, ends with: an empty stored block behind its header bits.
+pub(crate) const FLUSHED: [u8; 4] = [0x00, 0x00, 0xff, 0xff];
 
 /// Compresses runs, reusing its state.
 pub struct DeflateRuns {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use flatbed_types::request::FhirId;
 use flatbed_types::task::LaneSurvey;
-use flatbed_types::{ErrorCode, Instant, KeyRange, Lane, ResourceType};
+use flatbed_types::{ErrorCode, Instant, KeyRange, Lane, Position, ResourceType};
 
 use crate::keylist::KeyList;
 use crate::piece::Piece;
@@ -114,6 +114,15 @@ pub trait Snapshot: Send + Sync {
     /// them the window leaves, roughly.
     fn survey(&self, window: &Window) -> Result<Vec<LaneSurvey>, SourceError>;
 
+    /// Roughly the bytes of a range's rows, before any selection, from an index and not from the rows: cheap enough to
+    /// be asked every few seconds while the range is read.
+    fn weigh(&self, lane: Lane, range: &KeyRange) -> u64;
+
+    /// A place strictly inside a range with about half of its bytes on either side, so that another reader can take
+    /// the second half. `None` where a part would be smaller than [`LEAST_PART`](crate::cut::LEAST_PART), or where
+    /// the source knows no place in between.
+    fn middle(&self, lane: Lane, range: &KeyRange) -> Option<Position>;
+
     /// Reads a range of a lane. `Select::Keys` on a lane of `Section::Standalone` only; the others on
     /// compartment lanes (`All` on both).
     fn read(&self, scan: Scan) -> Result<Box<dyn RowReader>, SourceError>;
@@ -203,8 +212,9 @@ pub struct Scan {
 /// Gives out the rows of a scan in order. Called on a thread of its own; may block.
 pub trait RowReader: Send {
     /// The next piece, of about a megabyte (`caps::DEFLATE_SEGMENT`) or less; `None` after the last. The last
-    /// piece's `next` is the scan's `hi`. A scan that is restarted at some piece's `next` gives exactly the
-    /// rows that were still to come.
+    /// piece's `next` is the scan's `hi`. A scan that is restarted at some piece's `next`, with the same `hi` or a
+    /// lower one, gives exactly the rows that were still to come. Comes back at least about once a second where the
+    /// source answers at all, with an empty piece if need be: between pieces a reader can be stopped or cut short.
     fn next(&mut self) -> Result<Option<Piece>, SourceError>;
 }
 

@@ -3,7 +3,8 @@
 use flatbed_types::job::{JobError, JobState, ObjectPointer, StopKind};
 use flatbed_types::{ErrorCode, Instant, caps};
 
-use super::{Busy, Group, Job, Op, Output, from_ledger, is_due};
+use super::convert::from_ledger;
+use super::{Busy, Group, Job, Op, Output, is_due};
 use crate::manifest;
 use flatbed_types::task::TaskKind;
 
@@ -14,7 +15,7 @@ const EXPIRY_GRACE_MILLIS: i64 = 15 * 60_000;
 const LAST_WRITES_MILLIS: i64 = EXPIRY_GRACE_MILLIS;
 
 /// How long to wait before object work that failed is tried again.
-const OBJECT_RETRY_MILLIS: i64 = 2_000;
+pub(super) const OBJECT_RETRY_MILLIS: i64 = 2_000;
 
 impl Job {
     /// Does whatever the state calls for. Runs after every input; starts at most one piece of object work.
@@ -26,6 +27,7 @@ impl Job {
         if unfinished && self.stop.is_some() {
             return self.end(now, JobState::Cancelled);
         }
+        self.fold(now, out);
         if self.busy.is_some() || !self.is_idle() || self.retry_at.is_some_and(|at| !is_due(at, now)) {
             return;
         }
@@ -35,6 +37,7 @@ impl Job {
             JobState::Planning if self.ledger.tasks().is_empty() => self.open_special(TaskKind::Plan),
             JobState::Running if self.ledger.tasks().is_empty() => self.round_done(now, out),
             JobState::Resolving if self.ledger.tasks().is_empty() => self.open_special(TaskKind::Resolve),
+            JobState::Merging if self.ledger.tasks().is_empty() => self.rows_done(now, out),
             JobState::Finalizing => self.finalize(now, out),
             JobState::Planning | JobState::Running | JobState::Resolving | JobState::Merging => {}
             JobState::Complete | JobState::Failed => self.maybe_delete(now),
@@ -51,23 +54,55 @@ impl Job {
         if self.record.request.follows_references() && self.has_sidecars() {
             self.transition(JobState::Resolving);
         } else {
-            self.record.state = JobState::Finalizing;
-            self.finalize(now, out);
+            self.rows_done(now, out);
         }
     }
 
-    fn finalize(&mut self, now: Instant, out: &mut Vec<Output>) {
+    /// Makes the manifest, and first looks whether everything that it names is there.
+    pub(super) fn finalize(&mut self, now: Instant, out: &mut Vec<Output>) {
         let Some(time) = self.record.transaction_time else {
             return self.fail(now, internal("a planned job has no transaction time"));
         };
-        let commits: Vec<_> = self.ledger.commits().values().map(from_ledger).collect();
-        match manifest::assemble(&self.record, time, &self.root, &commits) {
+        let commits = self.ledger.commits().values().map(from_ledger);
+        match manifest::assemble(&self.record, time, &self.root, commits) {
             Ok((manifest, result)) => {
-                self.busy = Some(Busy::Finalizing { result });
-                out.push(Output::WriteManifest(Box::new(manifest)));
+                let named = manifest.entries.iter().map(|entry| (entry.key.clone(), entry.stored_bytes));
+                out.push(Output::VerifyObjects(named.collect()));
+                self.busy = Some(Busy::Verifying { manifest: Box::new(manifest), result });
             }
             Err(broken) => self.fail(now, internal(&broken.to_string())),
         }
+    }
+
+    /// The answer about the objects of the manifest. One that is lost cannot be brought back: the rows are
+    /// committed, and the job says so instead of publishing a broken link.
+    pub(super) fn objects_verified(
+        &mut self,
+        now: Instant,
+        missing: Result<u64, JobError>,
+        out: &mut Vec<Output>,
+    ) {
+        match (self.busy.take(), missing) {
+            (Some(Busy::Verifying { manifest, result }), Ok(0)) => {
+                self.busy = Some(Busy::Finalizing { result });
+                out.push(Output::WriteManifest(manifest));
+            }
+            (Some(Busy::Verifying { .. }), Ok(count)) => {
+                let message = format!(
+                    "{count} committed files are missing from the object store or have another size there; \
+                     look for what else deletes or changes objects below the output root"
+                );
+                self.fail(now, JobError { code: ErrorCode::StorageFailed, message });
+            }
+            (Some(Busy::Verifying { .. }), Err(error)) => self.try_later(now, error),
+            (other, _) => self.busy = other,
+        }
+    }
+
+    /// Object work that failed begins again a little later.
+    fn try_later(&mut self, now: Instant, error: JobError) {
+        self.waiting_for = Some(error.message);
+        self.retry_at = Some(now.plus_millis(OBJECT_RETRY_MILLIS));
     }
 
     pub(super) fn object_written(
@@ -77,14 +112,14 @@ impl Job {
         out: &mut Vec<Output>,
     ) {
         match (self.busy.take(), pointer) {
-            (Some(Busy::Planning { pending, tasks }), Ok(pointer)) => {
-                self.plan_written(pending, pointer, &tasks)
+            (Some(Busy::Planning { pending, plan }), Ok(pointer)) => {
+                self.finish_task(pending, Some((pointer, plan)));
             }
             (Some(Busy::Planning { pending, .. }), Err(error)) => self.give_back(now, pending, error, out),
             (Some(Busy::Finalizing { result }), Ok(pointer)) => self.complete(now, pointer, result),
-            (Some(Busy::Finalizing { .. }), Err(error)) => {
-                self.waiting_for = Some(error.message);
-                self.retry_at = Some(now.plus_millis(OBJECT_RETRY_MILLIS));
+            (Some(Busy::PlanningMerges(plan)), Ok(pointer)) => self.merges_planned(plan, pointer),
+            (Some(Busy::PlanningMerges(_) | Busy::Finalizing { .. }), Err(error)) => {
+                self.try_later(now, error)
             }
             (other, _) => self.busy = other,
         }
@@ -94,17 +129,15 @@ impl Job {
     fn complete(&mut self, now: Instant, manifest: ObjectPointer, result: flatbed_types::job::Volume) {
         let Some(changes) = self.ledger.complete() else { return };
         for change in &changes {
-            self.ledger.apply(change);
+            self.apply(change);
         }
         let took = now.millis() - self.record.created.millis();
         self.record.manifest = Some(manifest);
         self.record.result = result;
         self.record.ended = Some(now);
         self.record.expires = Some(now.plus_millis(self.settings.retention_ms.max(3 * took)));
-        let mut effects = Vec::new();
-        self.set_state(JobState::Complete, &mut effects);
-        let ops = vec![Op::DeleteTasks, Op::PutJob(Box::new(self.record.clone()))];
-        self.queue.push_back(Group { ops, effects, unless_stopped: true });
+        let group = self.group_into(JobState::Complete, vec![Op::DeleteTasks, Op::DeleteMarker], Vec::new());
+        self.enqueue(Group { unless_stopped: true, ..group });
     }
 
     /// The transaction that would have completed the job found a stop request: nothing of it was written.
@@ -128,15 +161,14 @@ impl Job {
     fn end(&mut self, now: Instant, state: JobState) {
         let Some(changes) = self.ledger.stop() else { return };
         let leases: Vec<_> = self.leases().map(|(attempt, holder)| (holder.clone(), attempt)).collect();
-        let mut effects: Vec<Output> =
+        let effects: Vec<Output> =
             leases.into_iter().map(|(holder, attempt)| Output::Revoke(holder, attempt)).collect();
         for change in &changes {
-            self.ledger.apply(change);
+            self.apply(change);
         }
         self.record.ended = Some(now);
-        self.set_state(state, &mut effects);
-        let ops = vec![Op::DeleteTasks, Op::PutJob(Box::new(self.record.clone()))];
-        self.queue.push_back(Group { ops, effects, unless_stopped: false });
+        let group = self.group_into(state, vec![Op::DeleteTasks, Op::DeleteMarker], effects);
+        self.enqueue(group);
     }
 
     fn maybe_delete(&mut self, now: Instant) {
@@ -158,16 +190,12 @@ impl Job {
         match result {
             Ok(()) if self.record.state == JobState::Gone => self.swept = true,
             Ok(()) => {
-                let mut effects = Vec::new();
                 self.record.ended = Some(now);
-                self.set_state(JobState::Gone, &mut effects);
-                let ops = vec![Op::DeleteTasks, Op::DeleteCommits, Op::PutJob(Box::new(self.record.clone()))];
-                self.queue.push_back(Group { ops, effects, unless_stopped: false });
+                let group =
+                    self.group_into(JobState::Gone, vec![Op::DeleteTasks, Op::DeleteCommits], Vec::new());
+                self.enqueue(group);
             }
-            Err(error) => {
-                self.waiting_for = Some(error.message);
-                self.retry_at = Some(now.plus_millis(OBJECT_RETRY_MILLIS));
-            }
+            Err(error) => self.try_later(now, error),
         }
     }
 
@@ -179,24 +207,28 @@ impl Job {
             self.busy = Some(Busy::Deleting);
             out.push(Output::DeleteObjects);
         } else if self.swept && since(caps::TOMBSTONE_MILLIS as i64) {
-            let group =
-                Group { ops: vec![Op::DeleteJob], effects: vec![Output::Forget], unless_stopped: false };
-            self.queue.push_back(group);
+            self.enqueue(Group::of(vec![Op::DeleteJob], vec![Output::Forget]));
         }
     }
 
     fn transition(&mut self, state: JobState) {
-        let mut effects = Vec::new();
-        self.set_state(state, &mut effects);
-        let ops = vec![Op::PutJob(Box::new(self.record.clone()))];
-        self.queue.push_back(Group { ops, effects, unless_stopped: false });
+        let group = self.group_into(state, Vec::new(), Vec::new());
+        self.enqueue(group);
     }
 
-    pub(super) fn set_state(&mut self, state: JobState, effects: &mut Vec<Output>) {
+    /// The writes of a transition: these, and behind them the record in its new state.
+    pub(super) fn group_into(
+        &mut self,
+        state: JobState,
+        mut ops: Vec<Op>,
+        mut effects: Vec<Output>,
+    ) -> Group {
         if self.record.state != state {
             self.record.state = state;
             effects.push(Output::StateChanged(state));
         }
+        ops.push(Op::PutJob(Box::new(self.record.clone())));
+        Group::of(ops, effects)
     }
 }
 

@@ -1,10 +1,10 @@
 //! One job as a state machine: `step(now, input) -> outputs`.
 //!
 //! ```text
-//! Planning -> Running -> Finalizing -> Complete -> Deleting -> Gone
-//!              |  ^          ^
-//!              v  |          |         Failed / Cancelled -> Deleting -> Gone
-//!           Resolving -------+         (from every state left of Complete)
+//! Planning -> Running ----------> Finalizing -> Complete -> Deleting -> Gone
+//!              |  ^  \               ^  ^
+//!              v  |   \-> Merging ---/  |       Failed / Cancelled -> Deleting -> Gone
+//!           Resolving ----^ ------------/       (from every state left of Complete)
 //! ```
 //!
 //! Every transition is one fenced transaction. The machine runs ahead: a change is applied to the view at once
@@ -13,14 +13,27 @@
 //! another coordinator owns the job: the machine says [`Output::Lost`] and must be dropped, with all effects
 //! that never got out.
 //!
+//! Told to release the job, the machine begins nothing more: what is queued becomes durable, work on objects is
+//! dropped (the next owner does it again), and the last transaction gives the ownership up.
+//!
 //! Invariants: at most one transaction in flight; effects leave in the order of their changes; the manifest and
 //! plans are written as objects before the transaction that points at them; `COMPLETE` is decided against a stop
-//! request by one compare in that transaction.
+//! request by one compare in that transaction; no input costs more than a logarithm of the number of tasks, but for
+//! those that load the job, begin or end a round, or end the job.
+//!
+//! In reading order: `io`, this file (the queue of transactions), `attempts` (workers), `rounds` and `merging`
+//! (what there is to do), `life` (from state to state), `fold`, `index` and `restore`.
 //!
 //! It does not know encodings, stores, sessions' transport or time other than what it is told.
 
+mod attempts;
+mod convert;
+mod fold;
+mod index;
 mod io;
 mod life;
+mod merging;
+mod restore;
 mod rounds;
 #[cfg(test)]
 mod tests;
@@ -28,11 +41,16 @@ mod view;
 
 use std::collections::{BTreeMap, VecDeque};
 
-use flatbed_types::job::{JobError, JobRecord, StopKind};
-use flatbed_types::task::{Attempt, CommitRecord, OutputObject, TaskKind, TaskRecord};
-use flatbed_types::{AttemptId, Epoch, ErrorCode, Instant, JobId, KeyRange, Position, TaskId, Token, caps};
+use flatbed_types::job::{JobRecord, StopKind, Volume};
+use flatbed_types::manifest::Manifest;
+use flatbed_types::task::{MergePlan, Plan, TaskKind};
+use flatbed_types::{AttemptId, Epoch, Instant, JobId, KeyRange, Position, TaskId, Token, caps};
 
-use crate::ledger::{Allowed, Change, Commit, Ledger, OpenTask, Refusal, Stage, Verdict};
+use crate::ledger::{Change, Commit, Ledger, OpenTask};
+use crate::progress::RoundProgress;
+use convert::{from_ledger, to_record};
+use fold::Folding;
+use index::Index;
 pub use io::{
     CommitAnswer, GrantSpec, Holder, Input, Op, Output, Payload, PlanResult, ReplyId, ResolveResult,
     Settings, Stored, TaskResult, Txn, TxnOutcome,
@@ -41,9 +59,14 @@ pub use view::JobProgress;
 
 type JobLedger = Ledger<Position, Payload, Holder>;
 type JobChange = Change<Position, Payload, Holder>;
+type JobCommit = Commit<Position, Payload>;
+type OpenJobTask = OpenTask<Position, Holder>;
 
 /// The longest time that a task or object work is ever put off.
 const LONGEST_DELAY_MILLIS: i64 = 60_000;
+
+/// About so many bytes go into one transaction, below what etcd takes (1.5 MiB).
+const TXN_BYTES: usize = 512 << 10;
 
 struct TaskInfo {
     kind: TaskKind,
@@ -59,23 +82,45 @@ impl TaskInfo {
     }
 }
 
+/// Writes that become durable together, and what follows from them.
 struct Group {
     ops: Vec<Op>,
     effects: Vec<Output>,
     unless_stopped: bool,
 }
 
+impl Group {
+    fn of(ops: Vec<Op>, effects: Vec<Output>) -> Group {
+        Group { ops, effects, unless_stopped: false }
+    }
+}
+
 /// A proposed transaction.
 struct InFlight {
     effects: Vec<Output>,
     record: Option<Box<JobRecord>>,
+    /// How many commits are in it.
+    commits: u64,
+}
+
+/// Whether the machine works on the job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hold {
+    /// Yes.
+    Owner,
+    /// It ends what is queued and in flight.
+    Leaving,
+    /// The transaction that gives the job up is proposed, or another coordinator has taken it.
+    Left,
 }
 
 /// Work on objects that the machine waits for.
 enum Busy {
     Drafting(Pending),
-    Planning { pending: Pending, tasks: Vec<flatbed_types::task::PlannedTask> },
-    Finalizing { result: flatbed_types::job::Volume },
+    Planning { pending: Pending, plan: Plan },
+    PlanningMerges(MergePlan),
+    Verifying { manifest: Box<Manifest>, result: Volume },
+    Finalizing { result: Volume },
     Deleting,
 }
 
@@ -95,7 +140,12 @@ pub struct Job {
     record: JobRecord,
     ledger: JobLedger,
     tasks: BTreeMap<TaskId, TaskInfo>,
-    rounds: Vec<crate::progress::RoundProgress>,
+    index: Index,
+    rounds: Vec<RoundProgress>,
+    merges: Option<MergePlan>,
+    merging: RoundProgress,
+    folding: Folding,
+    hold: Hold,
     seq: u64,
     attempts: u32,
     queue: VecDeque<Group>,
@@ -118,10 +168,15 @@ impl Job {
             settings,
             root,
             durable: stored.record.clone(),
-            record: stored.record,
+            record: stored.record.clone(),
             ledger: Ledger::new(epoch),
             tasks: BTreeMap::new(),
+            index: Index::default(),
             rounds: Vec::new(),
+            merges: None,
+            merging: RoundProgress::default(),
+            folding: Folding::default(),
+            hold: Hold::Owner,
             seq: 0,
             attempts: 0,
             queue: VecDeque::new(),
@@ -132,7 +187,7 @@ impl Job {
             waiting_for: None,
             swept: false,
         };
-        job.restore(stored.plans, stored.tasks, stored.commits);
+        job.restore(stored);
         job
     }
 
@@ -153,10 +208,23 @@ impl Job {
 
     /// The one way in.
     pub fn step(&mut self, now: Instant, input: Input, out: &mut Vec<Output>) {
+        if self.hold == Hold::Owner {
+            self.handle(now, input, out);
+        } else {
+            self.wind_down(input, out);
+        }
+        if self.hold == Hold::Owner {
+            self.advance(now, out);
+        }
+        if self.hold == Hold::Leaving && self.is_idle() {
+            self.hold = Hold::Left;
+            self.enqueue(Group::of(vec![Op::Release], vec![Output::Released]));
+        }
+        self.propose(out);
+    }
+
+    fn handle(&mut self, now: Instant, input: Input, out: &mut Vec<Output>) {
         match input {
-            Input::Declined { attempt, .. } => self.withdraw_all(now, |allowed| allowed.attempt == attempt),
-            Input::Truncate { .. } | Input::Speculate { .. } | Input::Release => {}
-            Input::LedgerWritten(_) | Input::ObjectsVerified(_) => {}
             Input::Start | Input::Tick => {}
             Input::Offer { holder, token } => self.offer(now, holder, token),
             Input::Commit { reply, commit, token } => self.commit(reply, commit, token, out),
@@ -164,141 +232,70 @@ impl Job {
                 self.complete_task(Pending { replies: vec![reply], task, attempt, token, result }, out);
             }
             Input::Failed { attempt, token, error } => self.attempt_failed(now, attempt, token, error),
-            Input::SessionLost(session) => {
-                self.withdraw_all(now, |allowed| allowed.holder.session == session)
-            }
-            Input::AttemptLost(attempt) => self.withdraw_all(now, |allowed| allowed.attempt == attempt),
+            Input::SessionLost(session) => self.session_lost(now, session),
+            Input::AttemptLost(attempt) => self.attempt_lost(now, attempt),
+            Input::Declined { attempt, token } => self.declined(attempt, token),
+            Input::Truncate { attempt, at } => self.truncate(attempt, at),
+            Input::Speculate { attempt, holder, token } => self.speculate(attempt, holder, token),
+            Input::Release => self.release(out),
+            Input::LedgerWritten(object) => self.ledger_written(now, object),
+            Input::ObjectsVerified(missing) => self.objects_verified(now, missing, out),
             Input::Stop(kind) => self.stop = self.stop.or(Some(kind)),
             Input::TxnDone(outcome) => self.txn_done(outcome, out),
             Input::DraftRead(draft) => self.draft_read(now, draft, out),
             Input::ObjectWritten(pointer) => self.object_written(now, pointer, out),
             Input::ObjectsDeleted(result) => self.objects_deleted(now, result),
         }
-        self.advance(now, out);
-        self.propose(out);
     }
 
-    /// A task that an offer would be answered with, if any.
-    pub fn waiting_task(&self, now: Instant) -> Option<TaskId> {
-        let ready = |id: &TaskId| {
-            let not_before = self.tasks.get(id).and_then(|info| info.not_before);
-            not_before.is_none_or(|moment| is_due(moment, now))
-        };
-        if self.ledger.stage() != Stage::Open || self.stop.is_some() {
-            return None;
+    /// Nothing is begun any more; work on objects is the next owner's.
+    fn release(&mut self, out: &mut Vec<Output>) {
+        self.hold = Hold::Leaving;
+        if let Some(Busy::Drafting(pending) | Busy::Planning { pending, .. }) = self.busy.take() {
+            out.extend(pending.replies.into_iter().map(retry));
         }
-        let mut waiting = self.ledger.tasks().iter().filter(|(_, task)| task.allowed.is_empty());
-        waiting.find(|(id, _)| ready(id)).map(|(id, _)| *id)
     }
 
-    /// The attempts that may commit, with their holders.
-    pub fn leases(&self) -> impl Iterator<Item = (AttemptId, &Holder)> {
-        self.ledger.tasks().values().flat_map(|task| &task.allowed).map(|a| (a.attempt, &a.holder))
-    }
-
-    /// The objects that commits name, by nonce.
-    pub fn committed_objects(&self) -> impl Iterator<Item = &OutputObject> {
-        self.ledger.commits().values().flat_map(|commit| &commit.payload.outputs)
+    /// What reaches a machine that leaves: whoever asks is to ask the next owner, and the rest it will learn itself.
+    fn wind_down(&mut self, input: Input, out: &mut Vec<Output>) {
+        match input {
+            Input::Commit { reply, .. } | Input::Complete { reply, .. } => out.push(retry(reply)),
+            Input::TxnDone(outcome) => self.txn_done(outcome, out),
+            Input::Stop(kind) => self.stop = self.stop.or(Some(kind)),
+            Input::Start
+            | Input::Tick
+            | Input::Release
+            | Input::Offer { .. }
+            | Input::Failed { .. }
+            | Input::SessionLost(_)
+            | Input::AttemptLost(_)
+            | Input::Declined { .. }
+            | Input::Truncate { .. }
+            | Input::Speculate { .. }
+            | Input::LedgerWritten(_)
+            | Input::ObjectsVerified(_)
+            | Input::DraftRead(_)
+            | Input::ObjectWritten(_)
+            | Input::ObjectsDeleted(_) => {}
+        }
     }
 
     fn is_idle(&self) -> bool {
         self.in_flight.is_none() && self.queue.is_empty()
     }
 
-    fn offer(&mut self, now: Instant, holder: Holder, token: Token) {
-        let Some(id) = self.waiting_task(now) else { return };
-        let Some(attempt) = AttemptId::new(self.ledger.epoch, self.attempts) else { return };
-        let allowed = Allowed { attempt, token, holder: holder.clone() };
-        let Some(changes) = self.ledger.grant(id, allowed, false) else { return };
-        let (Some(info), Some(task)) = (self.tasks.get(&id), self.ledger.tasks().get(&id)) else { return };
-        let (kind, round) = (info.kind, info.round);
-        let range = KeyRange { lo: task.lo.clone(), hi: task.hi.clone() };
-        let sidecars = if kind == TaskKind::Resolve { self.sidecars(round) } else { Vec::new() };
-        self.attempts += 1;
-        self.waiting_for = None;
-        let spec =
-            GrantSpec { task: id, attempt, token, kind, range, round, sidecars, merge_inputs: Vec::new() };
-        self.write(changes, vec![Output::Grant(holder, Box::new(spec))]);
-    }
-
-    fn commit(&mut self, reply: ReplyId, commit: CommitRecord, token: Token, out: &mut Vec<Output>) {
-        let (id, round) = (commit.task, commit.round);
-        let is_extract = |info: &TaskInfo| matches!(info.kind, TaskKind::Extract(_)) && info.round == round;
-        let fits = self.tasks.get(&id).is_some_and(is_extract);
-        // A repeated commit is recognised first, whatever became of its task (`decisions.md` 1).
-        match self.ledger.commit(to_ledger(commit), token) {
-            Verdict::Accept { .. } if !fits => {
-                let refused = CommitAnswer::Refused(Refusal::NotAllowed);
-                self.after_writes(Output::Reply(reply, refused), out);
-            }
-            Verdict::Accept { changes, hi } => {
-                if let Some(info) = self.tasks.get_mut(&id) {
-                    (info.failures, info.losses, info.not_before) = (0, 0, None);
-                }
-                self.count_commit(round, &changes);
-                self.write(changes, vec![Output::Reply(reply, CommitAnswer::Accepted(hi))]);
-            }
-            // It may be on its way in a transaction that is not known to be applied: answer behind that.
-            Verdict::Duplicate => self.after_writes(Output::Reply(reply, CommitAnswer::Duplicate), out),
-            Verdict::Refuse(refusal) => {
-                self.after_writes(Output::Reply(reply, CommitAnswer::Refused(refusal)), out);
-            }
-        }
-    }
-
-    fn attempt_failed(&mut self, now: Instant, attempt: AttemptId, token: Token, error: JobError) {
-        let holds = |task: &OpenTask<Position, Holder>| {
-            task.allowed.iter().any(|a| a.attempt == attempt && a.token == token)
-        };
-        let Some(id) = self.ledger.tasks().iter().find(|(_, task)| holds(task)).map(|(id, _)| *id) else {
-            return;
-        };
-        let Some(changes) = self.ledger.withdraw(id, attempt) else { return };
-        let Some(info) = self.tasks.get_mut(&id) else { return };
-        // What cannot be reached may come back: it costs time, not a try.
-        if !error.code.is_retryable() {
-            info.failures += 1;
-        }
-        let last = info.failures >= caps::MAX_TASK_FAILURES || is_final(error.code);
-        let delay = 1_000_i64 << info.failures.min(5);
-        info.not_before = Some(now.plus_millis(delay));
-        self.waiting_for = Some(error.message.clone());
-        self.write(changes, Vec::new());
-        if last {
-            self.fail(now, error);
-        }
-    }
-
-    fn withdraw_all(&mut self, now: Instant, is_lost: impl Fn(&Allowed<Holder>) -> bool) {
-        let lost_of = |(id, task): (&TaskId, &OpenTask<Position, Holder>)| {
-            let lost = task.allowed.iter().find(|allowed| is_lost(allowed))?;
-            Some((*id, lost.attempt))
-        };
-        let lost: Vec<(TaskId, AttemptId)> = self.ledger.tasks().iter().filter_map(lost_of).collect();
-        for (id, attempt) in lost {
-            let Some(changes) = self.ledger.withdraw(id, attempt) else { continue };
-            let Some(info) = self.tasks.get_mut(&id) else { continue };
-            info.losses += 1;
-            let losses = info.losses;
-            // A few losses are the life of a cluster; a row that kills whoever reads it must not do so for ever.
-            if let Some(beyond) = losses.checked_sub(caps::FREE_TASK_LOSSES).filter(|beyond| *beyond > 0) {
-                info.not_before = Some(now.plus_millis(1_000 << beyond.min(5)));
-            }
-            self.write(changes, Vec::new());
-            if losses >= caps::MAX_TASK_LOSSES {
-                let message = format!("{losses} workers were lost while they worked on one task");
-                self.fail(now, JobError { code: ErrorCode::SourceFailed, message });
-            }
-        }
-    }
-
     /// Applies changes to the view and queues them for the store, with what follows from them.
     fn write(&mut self, changes: Vec<JobChange>, effects: Vec<Output>) {
         let ops = changes.iter().flat_map(|change| self.ops_of(change)).collect();
         for change in &changes {
-            self.ledger.apply(change);
+            self.apply(change);
         }
-        self.queue.push_back(Group { ops, effects, unless_stopped: false });
+        self.enqueue(Group::of(ops, effects));
+    }
+
+    /// Queues writes whose changes the view has.
+    fn enqueue(&mut self, group: Group) {
+        self.queue.push_back(group);
     }
 
     fn ops_of(&self, change: &JobChange) -> Vec<Op> {
@@ -327,14 +324,18 @@ impl Job {
         if self.in_flight.is_some() {
             return;
         }
-        let (mut ops, mut effects, mut unless_stopped) = (Vec::new(), Vec::new(), false);
+        let (mut ops, mut effects, mut unless_stopped, mut bytes) = (Vec::new(), Vec::new(), false, 0);
         while let Some(group) = self.queue.front() {
             // A transaction that a stop request may refuse stands alone: it is undone as a whole.
             let alone = group.unless_stopped && !ops.is_empty();
-            if alone || unless_stopped || ops.len() + group.ops.len() > caps::MAX_CHANGES_PER_TXN * 2 {
+            let weight: usize = group.ops.iter().map(weight).sum();
+            let full = ops.len() + group.ops.len() > caps::MAX_CHANGES_PER_TXN * 2
+                || (!ops.is_empty() && bytes + weight > TXN_BYTES);
+            if alone || unless_stopped || full {
                 break;
             }
             unless_stopped = group.unless_stopped;
+            bytes += weight;
             if let Some(group) = self.queue.pop_front() {
                 ops.extend(group.ops);
                 effects.extend(group.effects);
@@ -346,15 +347,17 @@ impl Job {
         }
         let put = |op: &Op| if let Op::PutJob(record) = op { Some(record.clone()) } else { None };
         let record = ops.iter().rev().find_map(put);
-        self.in_flight = Some(InFlight { effects, record });
+        let commits = ops.iter().filter(|op| matches!(op, Op::PutCommit(..))).count() as u64;
+        self.in_flight = Some(InFlight { effects, record, commits });
         out.push(Output::Propose(Txn { epoch: self.ledger.epoch, seq: self.seq, ops, unless_stopped }));
     }
 
     fn txn_done(&mut self, outcome: TxnOutcome, out: &mut Vec<Output>) {
-        let Some(InFlight { effects, record }) = self.in_flight.take() else { return };
+        let Some(InFlight { effects, record, commits }) = self.in_flight.take() else { return };
         match outcome {
             TxnOutcome::Applied => {
                 self.seq += 1;
+                self.folding.applied(commits);
                 if let Some(record) = record {
                     self.durable = *record;
                 }
@@ -369,9 +372,35 @@ impl Job {
                     retry_replies(group.effects, out);
                 }
                 retry_replies(effects, out);
+                self.hold = Hold::Left;
                 out.push(Output::Lost);
             }
         }
+    }
+}
+
+/// About how many bytes an operation adds to a transaction.
+fn weight(op: &Op) -> usize {
+    const KEY: usize = 128;
+    const NUMBER: usize = 10;
+    let positions = |range: &KeyRange| [&range.lo, &range.hi].map(|at| at.key().map_or(0, <[u8]>::len));
+    match op {
+        Op::PutTask(_, record) => {
+            KEY * (1 + record.allowed.len()) + positions(&record.range).iter().sum::<usize>()
+        }
+        Op::PutCommit(_, commit) => {
+            let outputs = commit.outputs.len() * KEY + commit.replaces.len() * NUMBER;
+            KEY + outputs + positions(&commit.range).iter().sum::<usize>()
+        }
+        Op::PutJob(record) => KEY * (8 + record.request.patients.len()),
+        Op::PutFold(..) => 2 * KEY,
+        Op::DeleteTask(_)
+        | Op::DeleteTasks
+        | Op::DeleteCommits
+        | Op::DeleteCommitRange(..)
+        | Op::DeleteMarker
+        | Op::Release
+        | Op::DeleteJob => KEY,
     }
 }
 
@@ -381,58 +410,15 @@ fn is_due(moment: Instant, now: Instant) -> bool {
     moment <= now || moment > now.plus_millis(LONGEST_DELAY_MILLIS)
 }
 
-/// Whether an error means that no other try can end differently.
-fn is_final(code: ErrorCode) -> bool {
-    matches!(
-        code,
-        ErrorCode::SourceFailed
-            | ErrorCode::SourceChanged
-            | ErrorCode::Invalid
-            | ErrorCode::NotFound
-            | ErrorCode::NotSupported
-    )
+/// To whoever waits for an answer that is not decided.
+fn retry(reply: ReplyId) -> Output {
+    Output::Reply(reply, CommitAnswer::Retry)
 }
 
 fn retry_replies(effects: Vec<Output>, out: &mut Vec<Output>) {
     for effect in effects {
         if let Output::Reply(reply, _) = effect {
-            out.push(Output::Reply(reply, CommitAnswer::Retry));
+            out.push(retry(reply));
         }
-    }
-}
-
-fn to_record(info: &TaskInfo, task: &OpenTask<Position, Holder>) -> TaskRecord {
-    let attempt = |allowed: &Allowed<Holder>| Attempt {
-        id: allowed.attempt,
-        token: allowed.token,
-        worker: allowed.holder.worker.clone(),
-        session: allowed.holder.session,
-    };
-    TaskRecord {
-        kind: info.kind,
-        range: KeyRange { lo: task.lo.clone(), hi: task.hi.clone() },
-        allowed: task.allowed.iter().map(attempt).collect(),
-        failures: info.failures,
-        losses: info.losses,
-    }
-}
-
-fn to_ledger(commit: CommitRecord) -> Commit<Position, Payload> {
-    let CommitRecord { task, attempt, segment, round, range, outputs, rows, fingerprint, replaces } = commit;
-    let payload = Payload { round, outputs, rows, fingerprint, replaces };
-    Commit { task, attempt, segment, lo: range.lo, hi: range.hi, payload }
-}
-
-fn from_ledger(commit: &Commit<Position, Payload>) -> CommitRecord {
-    CommitRecord {
-        task: commit.task,
-        attempt: commit.attempt,
-        segment: commit.segment,
-        round: commit.payload.round,
-        range: KeyRange { lo: commit.lo.clone(), hi: commit.hi.clone() },
-        outputs: commit.payload.outputs.clone(),
-        rows: commit.payload.rows,
-        fingerprint: commit.payload.fingerprint,
-        replaces: commit.payload.replaces.clone(),
     }
 }

@@ -1,73 +1,19 @@
-//! Planning: the plan task, the rounds of supporting resources, and restoring all of it after a claim.
-
-use std::collections::{BTreeMap, BTreeSet};
+//! Planning: the plan task and the rounds of supporting resources.
 
 use flatbed_types::job::{JobError, JobState, ObjectPointer, Volume};
 use flatbed_types::layout::{Writer, output_object};
-use flatbed_types::task::{
-    CommitRecord, LaneSurvey, OutputKind, Plan, PlannedTask, RowCounts, TaskKind, TaskRecord,
-};
-use flatbed_types::{Instant, KeyRange, Position, TaskId};
+use flatbed_types::task::{LaneSurvey, OutputKind, Plan, PlannedTask, RowCounts, TaskKind};
+use flatbed_types::{Instant, Position, TaskId};
 
 use super::{
-    Busy, CommitAnswer, Holder, Job, JobChange, Op, Output, Payload, Pending, ReplyId, TaskInfo, TaskResult,
-    to_ledger,
+    Busy, CommitAnswer, Job, JobChange, JobCommit, Op, Output, Payload, Pending, ReplyId, TaskInfo,
+    TaskResult,
 };
-use crate::ledger::{Allowed, Change, Commit, OpenTask, Refusal, Stage, Verdict};
+use crate::ledger::{Change, Commit, Refusal, Verdict};
 use crate::plan::{self, Share};
 use crate::progress::RoundProgress;
 
 impl Job {
-    /// Rebuilds the view from what is stored: a planned task without a record and without commits is untouched;
-    /// one without a record but with commits is done.
-    pub(super) fn restore(
-        &mut self,
-        plans: Vec<Plan>,
-        records: BTreeMap<TaskId, TaskRecord>,
-        commits: BTreeMap<u64, CommitRecord>,
-    ) {
-        let committed: BTreeSet<TaskId> = commits.values().map(|commit| commit.task).collect();
-        for (round, plan) in (0..).zip(&plans) {
-            self.add_round(round, plan);
-            for (id, task) in numbered(plan) {
-                self.ledger.reserve_tasks(TaskId(id.0 + 1));
-                if !records.contains_key(&id) && !committed.contains(&id) {
-                    self.ledger.apply(&Change::PutTask(id, waiting(&task.range)));
-                }
-            }
-        }
-        let round_now = self.current_round();
-        for (id, record) in records {
-            let round = self.tasks.get(&id).map_or(round_now, |planned| planned.round);
-            let (failures, losses) = (record.failures, record.losses);
-            self.tasks.insert(id, TaskInfo { failures, losses, ..TaskInfo::new(record.kind, round) });
-            let allowed = record.allowed.into_iter().map(|attempt| Allowed {
-                attempt: attempt.id,
-                token: attempt.token,
-                holder: Holder { worker: attempt.worker, session: attempt.session },
-            });
-            let KeyRange { lo, hi } = record.range;
-            self.ledger.apply(&Change::PutTask(id, OpenTask { lo, hi, allowed: allowed.collect() }));
-        }
-        for (number, commit) in commits {
-            let (round, done) = (commit.round, Change::PutCommit(number, to_ledger(commit)));
-            self.count_commit(round, std::slice::from_ref(&done));
-            self.ledger.apply(&done);
-        }
-        self.recount_done();
-        match self.record.state {
-            JobState::Planning
-            | JobState::Running
-            | JobState::Resolving
-            | JobState::Merging
-            | JobState::Finalizing => {}
-            JobState::Complete => self.ledger.apply(&Change::SetStage(Stage::Complete)),
-            JobState::Failed | JobState::Cancelled | JobState::Deleting | JobState::Gone => {
-                self.ledger.apply(&Change::SetStage(Stage::Stopped));
-            }
-        }
-    }
-
     /// The round that tasks of now belong to.
     pub(super) fn current_round(&self) -> u32 {
         u32::try_from(self.record.plans.len().saturating_sub(1)).unwrap_or(u32::MAX)
@@ -77,7 +23,7 @@ impl Job {
         self.tasks.get(&task).map_or(self.current_round(), |info| info.round)
     }
 
-    fn add_round(&mut self, round: u32, plan: &Plan) {
+    pub(super) fn add_round(&mut self, round: u32, plan: &Plan) {
         let mut progress = RoundProgress::default();
         for (id, task) in numbered(plan) {
             let kind = TaskKind::Extract(task.lane);
@@ -89,32 +35,52 @@ impl Job {
         self.rounds.push(progress);
     }
 
-    pub(super) fn count_commit(&mut self, round: u32, changes: &[JobChange]) {
-        let Some(progress) = self.rounds.get_mut(round as usize) else { return };
+    /// Counts a commit and the end of its task into the round, or into the merges.
+    pub(super) fn count_commit(&mut self, changes: &[JobChange]) {
         for change in changes {
             match change {
                 Change::PutCommit(_, commit) => {
+                    let progress = match commit.payload.replaces.is_empty() {
+                        true => self.rounds.get_mut(commit.payload.round as usize),
+                        false => Some(&mut self.merging),
+                    };
                     let data = commit.payload.outputs.iter().filter(|output| output.kind == OutputKind::Data);
+                    let Some(progress) = progress else { continue };
                     for output in data {
                         progress.committed.rows += output.lines;
                         progress.committed.bytes += output.raw_bytes;
                     }
                 }
-                Change::DeleteTask(_) => progress.tasks_done += 1,
+                Change::DeleteTask(id) => {
+                    if let Some(progress) = self.progress_of(*id) {
+                        progress.tasks_done += 1;
+                    }
+                }
                 Change::PutTask(..) | Change::SetStage(_) => {}
             }
         }
     }
 
-    fn recount_done(&mut self) {
-        for (round, progress) in (0..).zip(&mut self.rounds) {
-            let open =
-                self.ledger.tasks().keys().filter(|id| self.tasks.get(id).is_some_and(|t| t.round == round));
-            let extract = |id: &&TaskId| {
-                self.tasks.get(id).is_some_and(|info| matches!(info.kind, TaskKind::Extract(_)))
-            };
-            let open = u32::try_from(open.filter(extract).count()).unwrap_or(u32::MAX);
-            progress.tasks_done = progress.tasks.saturating_sub(open);
+    /// What a task counts into.
+    fn progress_of(&mut self, id: TaskId) -> Option<&mut RoundProgress> {
+        let info = self.tasks.get(&id)?;
+        match info.kind {
+            TaskKind::Extract(_) => self.rounds.get_mut(info.round as usize),
+            TaskKind::Merge(_) => Some(&mut self.merging),
+            TaskKind::Plan | TaskKind::Resolve => None,
+        }
+    }
+
+    /// What is not open is done.
+    pub(super) fn recount_done(&mut self) {
+        for progress in self.rounds.iter_mut().chain([&mut self.merging]) {
+            progress.tasks_done = progress.tasks;
+        }
+        let open: Vec<TaskId> = self.ledger.tasks().keys().copied().collect();
+        for id in open {
+            if let Some(progress) = self.progress_of(id) {
+                progress.tasks_done = progress.tasks_done.saturating_sub(1);
+            }
         }
     }
 
@@ -124,7 +90,7 @@ impl Job {
         let round = self.current_round();
         for change in &changes {
             if let Change::PutTask(id, _) = change {
-                self.tasks.insert(*id, TaskInfo::new(kind, round));
+                self.introduce(*id, TaskInfo::new(kind, round));
             }
         }
         self.write(changes, Vec::new());
@@ -133,7 +99,7 @@ impl Job {
     /// Whether rows of the current round refer to supporting resources.
     pub(super) fn has_sidecars(&self) -> bool {
         let round = self.current_round();
-        let is_sidecar = |commit: &Commit<Position, Payload>| {
+        let is_sidecar = |commit: &JobCommit| {
             commit.payload.round == round
                 && commit.payload.outputs.iter().any(|output| output.kind == OutputKind::References)
         };
@@ -229,17 +195,13 @@ impl Job {
         };
         let is_last = tasks.is_empty() && matches!(pending.result, TaskResult::Resolve(_));
         if is_last {
-            return self.finish_task(pending, None, &[]);
+            return self.finish_task(pending, None);
         }
-        // The special task is still open and takes no number of the plan.
-        let plan = Plan { first_task: self.ledger.next_task().0, tasks: tasks.clone() };
+        // The special task is still open and takes no number of the plan; nothing else is open that could be cut.
+        let plan = Plan { first_task: self.ledger.next_task().0, tasks };
         let round = u32::try_from(self.record.plans.len()).unwrap_or(u32::MAX);
-        self.busy = Some(Busy::Planning { pending, tasks });
+        self.busy = Some(Busy::Planning { pending, plan: plan.clone() });
         out.push(Output::WritePlan(round, plan));
-    }
-
-    pub(super) fn plan_written(&mut self, pending: Pending, plan: ObjectPointer, tasks: &[PlannedTask]) {
-        self.finish_task(pending, Some(plan), tasks);
     }
 
     /// The plan could not be read or written: the worker will ask again.
@@ -261,7 +223,7 @@ impl Job {
     }
 
     /// One transaction: the special task is done, the job points at its results, the next tasks are open.
-    fn finish_task(&mut self, pending: Pending, plan: Option<ObjectPointer>, tasks: &[PlannedTask]) {
+    pub(super) fn finish_task(&mut self, pending: Pending, next: Option<(ObjectPointer, Plan)>) {
         let commit = pending.as_commit(self.round_of(pending.task));
         let Verdict::Accept { changes, hi } = self.ledger.commit(commit, pending.token) else {
             // Withdrawn or stopped meanwhile; the worker learns it with its next try.
@@ -272,9 +234,10 @@ impl Job {
         };
         let accepted = |reply: &u64| Output::Reply(*reply, CommitAnswer::Accepted(hi.clone()));
         let mut effects: Vec<Output> = pending.replies.iter().map(accepted).collect();
-        let mut ops: Vec<Op> = changes.iter().flat_map(|change| self.ops_of(change)).collect();
+        effects.extend(self.losers(pending.task, pending.attempt));
+        let ops: Vec<Op> = changes.iter().flat_map(|change| self.ops_of(change)).collect();
         for change in &changes {
-            self.ledger.apply(change);
+            self.apply(change);
         }
         match pending.result {
             TaskResult::Plan(result) => {
@@ -284,25 +247,29 @@ impl Job {
                 self.record.roster = result.roster.map(|(pointer, _)| pointer);
             }
             TaskResult::Resolve(result) => {
-                if plan.is_some() {
+                if next.is_some() {
                     self.record.key_lists.extend(result.keys);
                 }
             }
         }
-        self.set_state(if plan.is_some() { JobState::Running } else { JobState::Finalizing }, &mut effects);
-        if let Some(pointer) = plan {
-            self.open_planned(pointer, tasks);
-        }
-        ops.push(Op::PutJob(Box::new(self.record.clone())));
-        self.queue.push_back(super::Group { ops, effects, unless_stopped: false });
+        let state = match next {
+            Some((pointer, plan)) => {
+                self.open_planned(pointer, &plan);
+                JobState::Running
+            }
+            // The plan of the merges is made when this is durable.
+            None if self.merge_plan().is_some() => JobState::Merging,
+            None => JobState::Finalizing,
+        };
+        let group = self.group_into(state, ops, effects);
+        self.enqueue(group);
     }
 
-    fn open_planned(&mut self, pointer: ObjectPointer, tasks: &[PlannedTask]) {
-        let ranges = tasks.iter().map(|task| (task.range.lo.clone(), task.range.hi.clone()));
-        let first_task = self.ledger.next_task().0;
+    fn open_planned(&mut self, pointer: ObjectPointer, plan: &Plan) {
+        let ranges = plan.tasks.iter().map(|task| (task.range.lo.clone(), task.range.hi.clone()));
         let Some(changes) = self.ledger.open_round(ranges) else { return };
         self.record.plans.push(pointer);
-        self.add_round(self.current_round(), &Plan { first_task, tasks: tasks.to_vec() });
+        self.add_round(self.current_round(), plan);
         if let Some(progress) = self.rounds.last() {
             let Volume { rows, bytes } = progress.estimate;
             self.record.estimate.rows += rows;
@@ -310,13 +277,13 @@ impl Job {
         }
         // Planned tasks have no records: the plan object that the job now points at says it all.
         for change in &changes {
-            self.ledger.apply(change);
+            self.apply(change);
         }
     }
 }
 
 impl Pending {
-    fn as_commit(&self, round: u32) -> Commit<Position, Payload> {
+    fn as_commit(&self, round: u32) -> JobCommit {
         let outputs = match &self.result {
             TaskResult::Plan(result) => result.outcomes.clone(),
             TaskResult::Resolve(result) => result.outcomes.clone(),
@@ -328,10 +295,6 @@ impl Pending {
     }
 }
 
-fn waiting(range: &KeyRange) -> OpenTask<Position, Holder> {
-    OpenTask { lo: range.lo.clone(), hi: range.hi.clone(), allowed: Vec::new() }
-}
-
-fn numbered(plan: &Plan) -> impl Iterator<Item = (TaskId, &PlannedTask)> {
+pub(super) fn numbered(plan: &Plan) -> impl Iterator<Item = (TaskId, &PlannedTask)> {
     (plan.first_task..).map(TaskId).zip(&plan.tasks)
 }

@@ -37,20 +37,18 @@ impl Job {
             tasks += round.tasks;
             tasks_done += round.tasks_done;
         }
-        let leased = self.ledger.tasks().values().filter(|task| !task.allowed.is_empty()).count();
-        let waiting = self.ledger.tasks().len() - leased;
         JobProgress {
             committed,
-            tasks,
-            tasks_done,
-            running: u32::try_from(leased).unwrap_or(u32::MAX),
-            waiting: u32::try_from(waiting).unwrap_or(u32::MAX),
-            permille: progress::permille(self.record.state, &self.rounds),
-            phase: self.phase(now, leased),
+            tasks: tasks + self.merging.tasks,
+            tasks_done: tasks_done + self.merging.tasks_done,
+            running: self.running(),
+            waiting: u32::try_from(self.index.idle_tasks()).unwrap_or(u32::MAX),
+            permille: progress::permille(self.record.state, &self.rounds, &self.merging),
+            phase: self.phase(now),
         }
     }
 
-    fn phase(&self, now: Instant, leased: usize) -> String {
+    fn phase(&self, now: Instant) -> String {
         let name = match self.record.state {
             JobState::Planning => "planning",
             JobState::Running => "exporting",
@@ -62,7 +60,7 @@ impl Job {
             JobState::Cancelled | JobState::Deleting => "deleting",
             JobState::Gone => "deleted",
         };
-        let idle = self.ledger.stage() == Stage::Open && leased == 0 && self.busy.is_none();
+        let idle = self.ledger.stage() == Stage::Open && self.running() == 0 && self.busy.is_none();
         match &self.waiting_for {
             Some(reason) if idle || matches!(self.busy, Some(Busy::Deleting)) => {
                 format!("{name}; waiting: {reason}")

@@ -34,18 +34,21 @@ impl Protocol {
             decide(Decision::Commit { key: message.commit.payload.key, hi: message.commit.hi });
         }
         let fence = (view.ledger.epoch, view.seq);
-        if self.fence_holds(&state.store, fence, true)
-            && view.ledger.tasks().is_empty()
-            && self.wants_round(view)
-        {
+        let may_open = self.fence_holds(&state.store, fence) || self.mutated(Mutation::RoundWithoutFence);
+        if may_open && view.ledger.tasks().is_empty() && self.wants_round(view) {
             decide(Decision::OpenRound);
         }
-        if !self.fence_holds(&state.store, fence, false) || view.ledger.stage() != ledger::Stage::Open {
+        if !self.fence_holds(&state.store, fence) || view.ledger.stage() != ledger::Stage::Open {
             return;
         }
         self.task_decisions(state, view, &mut decide);
         if self.may_complete(view) {
             decide(Decision::Complete);
+        }
+        let rows_done = view.ledger.tasks().is_empty() && self.may_complete(view);
+        let may_merge = config.merges && view.merges.is_empty() && rows_done;
+        if may_merge && !self.merge_plan(state, view).is_empty() {
+            decide(Decision::OpenMerges);
         }
         if state.store.stop {
             decide(Decision::Stop);

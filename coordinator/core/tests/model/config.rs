@@ -56,6 +56,10 @@ pub struct Config {
     /// Whether attempts may be withdrawn within an epoch.
     pub withdrawals: bool,
     pub cancel: bool,
+    /// Whether committed files may be joined when all rows are committed.
+    pub merges: bool,
+    /// How often the source changes.
+    pub changes: u8,
     pub mutation: Option<Mutation>,
 }
 
@@ -75,6 +79,8 @@ impl Config {
         speculation: false,
         withdrawals: false,
         cancel: false,
+        merges: false,
+        changes: 0,
         mutation: None,
     };
 
@@ -95,6 +101,10 @@ impl Config {
         self.rounds.iter().flat_map(|round| round.references).any(|row| (lo..hi).contains(row))
     }
 }
+
+/// Where the first merge task lies: behind all rows. Such a task reads no rows of the source; it is here so that it is
+/// done exactly once.
+pub const MERGES: Position = 24;
 
 /// The rows of `[lo, hi)` as a set of bits.
 pub fn span(lo: Position, hi: Position) -> u32 {

@@ -3,17 +3,19 @@
 use flatbed_coordinator_core::ledger::Stage;
 use stateright::Property;
 
-use super::config::span;
+use super::config::{MERGES, span};
 use super::protocol::Protocol;
-use super::state::{Commit, Ledger, Message, State, View};
+use super::state::{Commit, Ledger, Message, State, View, kept, rows_of};
 
 pub const COVERAGE: &str = "I1 coverage: committed and remaining ranges partition the plan";
 pub const MANIFEST: &str = "I2 manifest: a complete job's result tiles the whole plan";
-pub const DURABILITY: &str = "I3 durability: a committed object exists with exactly its range";
+pub const DURABILITY: &str =
+    "I3 durability: a committed object exists with exactly its rows until it is replaced";
 pub const FENCE: &str = "I4 fence: only the latest claim writes, and its view is the store";
 pub const FINALITY: &str = "I5 finality: a stopped job never completes, an ended one never changes";
 pub const COLLECTION: &str = "I6 collection: no deleted object is or becomes committed";
 pub const UNIQUENESS: &str = "I7 uniqueness: attempts and object names are never used twice";
+pub const GENERATION: &str = "I9 generation: a complete job's rows are of one state of the source";
 pub const ANSWERS: &str = "A answers: what was said is in the store";
 
 /// All of them, and those goals that the bounds let a search reach.
@@ -27,6 +29,7 @@ pub fn properties(protocol: &Protocol) -> Vec<Property<Protocol>> {
         Property::always(FINALITY, |_, state| finality(state)),
         Property::always(COLLECTION, |_, state| collection(state)),
         Property::always(UNIQUENESS, |_, state| uniqueness(state)),
+        Property::always(GENERATION, |_, state| generation(state)),
         Property::always(ANSWERS, |_, state: &State| !state.broken.answer),
         Property::sometimes("completes", |_, state: &State| state.is_complete()),
     ];
@@ -53,6 +56,22 @@ pub fn properties(protocol: &Protocol) -> Vec<Property<Protocol>> {
     if config.rounds_needed() > 1 {
         all.push(Property::sometimes("completes through a second round", |_, state: &State| {
             state.is_complete() && state.store.round > 1
+        }));
+    }
+    if config.merges {
+        all.push(Property::sometimes("completes with a joined file", |_, state: &State| {
+            state.is_complete() && !state.store.merges.is_empty()
+        }));
+    }
+    if config.merges && config.collected > 0 {
+        all.push(Property::sometimes("completes without the files that were joined", |_, state: &State| {
+            let gone = |key: &_| state.object(*key).is_none();
+            state.is_complete() && state.store.merges.iter().flatten().any(gone)
+        }));
+    }
+    if config.changes > 0 {
+        all.push(Property::sometimes("completes over the state that is past", |_, state: &State| {
+            state.is_complete() && state.source() != state.store.pin
         }));
     }
     if config.speculation {
@@ -87,7 +106,8 @@ fn committed<'a>(commits: impl Iterator<Item = &'a Commit>) -> impl Iterator<Ite
 
 fn coverage(protocol: &Protocol, state: &State) -> bool {
     let ledger = &state.store.ledger;
-    let plan = protocol.config.plan(state.store.round);
+    let merges = span(MERGES, MERGES + state.store.merges.len() as u8);
+    let plan = protocol.config.plan(state.store.round) | merges;
     let remaining = ledger.tasks().values().map(|task| (task.lo, task.hi));
     let covered = disjoint(committed(ledger.commits().values()).chain(remaining));
     match ledger.stage() {
@@ -102,17 +122,35 @@ fn manifest(protocol: &Protocol, state: &State) -> bool {
         return !state.is_complete();
     };
     let needed = protocol.config.rounds_needed();
-    let tiles = disjoint(committed(manifest.values())) == Some(protocol.config.plan(needed));
-    state.is_complete() && state.store.round == needed && tiles && **manifest == *state.store.ledger.commits()
+    let ledger = &state.store.ledger;
+    let mut rows = 0;
+    let apart = manifest.values().all(|commit| match rows_of(ledger, commit) {
+        Some(more) if rows & more == 0 => {
+            rows |= more;
+            true
+        }
+        _ => false,
+    });
+    let tiles = apart && rows == protocol.config.plan(needed);
+    state.is_complete() && state.store.round == needed && tiles && **manifest == kept(ledger)
 }
 
 fn durability(state: &State) -> bool {
+    let (store, ledger) = (&state.store, &state.store.ledger);
     // The purge of a stopped job takes everything.
-    state.store.ledger.stage() == Stage::Stopped
-        || state.store.ledger.commits().values().all(|commit| {
+    ledger.stage() == Stage::Stopped
+        || ledger.commits().values().all(|commit| {
+            let rows = rows_of(ledger, commit);
             let object = state.object(commit.payload.key);
-            object.is_some_and(|object| (object.lo, object.hi) == (commit.lo, commit.hi))
+            let exact = |object: &super::state::Object| Some(object.rows) == rows;
+            rows.is_some() && (object.is_some_and(exact) || store.has_replaced(commit.payload.key))
         })
+}
+
+fn generation(state: &State) -> bool {
+    let mut pins = state.store.ledger.commits().values().map(|commit| commit.payload.pin);
+    let first = pins.next();
+    !state.is_complete() || pins.all(|pin| Some(pin) == first)
 }
 
 fn fence(state: &State) -> bool {
@@ -120,7 +158,8 @@ fn fence(state: &State) -> bool {
         view.ledger.epoch != state.store.ledger.epoch
             || view.unknown.is_some()
             || (view.seq == state.store.seq
-                && view.round == state.store.round
+                && (view.round, view.pin) == (state.store.round, state.store.pin)
+                && view.merges == state.store.merges
                 && same(&view.ledger, &state.store.ledger))
     };
     !state.broken.fence && state.owners.iter().flatten().all(current)
@@ -143,7 +182,8 @@ fn collection(state: &State) -> bool {
         .iter()
         .map(|message| message.commit.payload.key)
         .filter(|key| state.object(*key).is_none());
-    let mut lost = written_and_gone.filter(|key| state.store.has_committed(*key));
+    let needed = |key: &_| state.store.has_committed(*key) && !state.store.has_replaced(*key);
+    let mut lost = written_and_gone.filter(needed);
     lost.next().is_none()
 }
 

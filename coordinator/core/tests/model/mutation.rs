@@ -49,6 +49,23 @@ pub enum Mutation {
     WorkerDeletes,
     /// As above, and a repeated commit is recognised only after the other checks.
     WorkerDeletesDuplicateLast,
+    /// A merge is swapped in without comparing the fence.
+    SwapWithoutFence,
+    /// Two merge tasks join the same files.
+    MergesOverlap,
+    /// The merge plan is made from what lies in the object store instead of from the ledger.
+    MergesUncommitted,
+    /// The collector deletes what a merge joined before the swap is known to be applied.
+    CollectorTakesInputsEarly,
+    /// The collector does not see that a joined file is committed.
+    CollectorTakesReplacement,
+    /// A worker reads the source as it is, not as it was pinned.
+    ReadIgnoresPin,
+    /// Each round of planning pins the source anew.
+    RoundPinsAgain,
+    /// Of two attempts at a task the first may commit parts while the second runs, and keeps the task. Breaks nothing:
+    /// the rule against it saves work, not rows.
+    FirstCommitsParts,
     /// Grants leave before their transaction is known to be applied.
     GrantBeforeApplied,
     /// Commits are answered before their transaction is known to be applied.
@@ -58,7 +75,7 @@ pub enum Mutation {
 /// `Ledger::commit` with one check missing or out of place.
 pub fn commit(mutation: Mutation, ledger: &Ledger, commit: &Commit, token: Token) -> Verdict {
     let known = ledger.commits().values().find(|known| {
-        (known.attempt, known.segment, known.payload) == (commit.attempt, commit.segment, commit.payload)
+        (known.attempt, known.segment) == (commit.attempt, commit.segment) && known.payload == commit.payload
     });
     let duplicate_last = mutation == Mutation::WorkerDeletesDuplicateLast;
     if known.is_some() && !duplicate_last {
@@ -84,6 +101,7 @@ pub fn commit(mutation: Mutation, ledger: &Ledger, commit: &Commit, token: Token
     if commit.hi > task.hi && mutation != Mutation::CommitIgnoresHi {
         return Verdict::Refuse(Refusal::BeyondHi(task.hi));
     }
+    // (`FirstCommitsParts`: no word about who is the first of two.)
     if commit.hi <= task.lo {
         return Verdict::Refuse(Refusal::LoMismatch);
     }

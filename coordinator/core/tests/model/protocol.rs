@@ -1,5 +1,5 @@
 //! What may happen: owners that propose what the production rules decide, a store that compares fences,
-//! workers, a network that duplicates and delays, a collector, a client that cancels.
+//! workers, a network that duplicates and delays, a collector, a client that cancels, a source that changes.
 //!
 //! An owner action is one call of a rule on the owner's own view, one transaction, and, once the transaction
 //! is known to be applied, `Ledger::apply` on the view and whatever may then leave the owner. What a correct
@@ -12,7 +12,7 @@ use flatbed_coordinator_core::ledger::{self, Refusal};
 use flatbed_types::{AttemptId, Epoch, TaskId, Token};
 use stateright::{Model, Property};
 
-use super::config::Config;
+use super::config::{Config, MERGES};
 use super::invariants;
 use super::mutation::{self, Mutation};
 use super::state::*;
@@ -44,6 +44,8 @@ pub enum Action {
     Crash { slot: usize },
     /// Somebody creates the stop request.
     Cancel,
+    /// The source changes: what is read from now on is of another state.
+    Change,
     /// A coordinator, however stale, deletes what an attempt left behind that is dead in its view.
     Collect { owner: usize, key: Key },
 }
@@ -52,10 +54,25 @@ pub enum Action {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Decision {
     OpenRound,
-    Grant { task: TaskId, slot: usize, speculative: bool },
-    Withdraw { task: TaskId, attempt: AttemptId },
-    Truncate { task: TaskId, at: Position },
-    Commit { key: Key, hi: Position },
+    /// All rows are committed and files are to be joined.
+    OpenMerges,
+    Grant {
+        task: TaskId,
+        slot: usize,
+        speculative: bool,
+    },
+    Withdraw {
+        task: TaskId,
+        attempt: AttemptId,
+    },
+    Truncate {
+        task: TaskId,
+        at: Position,
+    },
+    Commit {
+        key: Key,
+        hi: Position,
+    },
     Complete,
     Stop,
 }
@@ -70,10 +87,10 @@ pub enum Answer {
 impl Action {
     /// Whether it brings the job nearer to its end; the others delay or disturb it.
     pub fn advances(&self) -> bool {
-        use Decision::{Commit, Complete, OpenRound};
+        use Decision::{Commit, Complete, OpenMerges, OpenRound};
         match self {
             Action::Decide { decision, answer: Answer::Heard, .. } => {
-                matches!(decision, OpenRound | Commit { .. } | Complete)
+                matches!(decision, OpenRound | OpenMerges | Commit { .. } | Complete)
             }
             Action::Resync { .. } | Action::Deliver { .. } | Action::Seal { .. } => true,
             _ => false,
@@ -86,13 +103,22 @@ impl Protocol {
         self.config.mutation == Some(mutation)
     }
 
-    pub(super) fn fence_holds(&self, store: &Store, proposed: (Epoch, u8), opens_round: bool) -> bool {
+    pub(super) fn fence_holds(&self, store: &Store, proposed: (Epoch, u8)) -> bool {
         match self.config.mutation {
             Some(Mutation::NoFence) => true,
             Some(Mutation::EpochOnlyFence) => store.ledger.epoch == proposed.0,
-            Some(Mutation::RoundWithoutFence) if opens_round => true,
             _ => store.fence() == proposed,
         }
+    }
+
+    /// Whether a transaction finds the fence that it compares.
+    fn passes(&self, store: &Store, proposal: &Proposal) -> bool {
+        let unfenced = match self.config.mutation {
+            Some(Mutation::RoundWithoutFence) => matches!(proposal.opens, Opens::Round(..)),
+            Some(Mutation::SwapWithoutFence) => proposal.swaps(),
+            _ => false,
+        };
+        unfenced || self.fence_holds(store, proposal.fence())
     }
 
     /// The store's side of a transaction. Whether it applied.
@@ -100,7 +126,7 @@ impl Protocol {
         let store = &mut state.store;
         let publishes = proposal.manifest.is_some();
         let stopped = publishes && store.stop && !self.mutated(Mutation::CompleteIgnoresStop);
-        if stopped || !self.fence_holds(store, proposal.fence(), proposal.opens_round.is_some()) {
+        if stopped || !self.passes(store, proposal) {
             return false;
         }
         state.broken.fence |= proposal.fence_after() <= store.fence() || proposal.epoch != store.ledger.epoch;
@@ -110,7 +136,11 @@ impl Protocol {
         ledger.epoch = proposal.epoch;
         store.ledger = Hashed::new(ledger);
         store.seq = proposal.fence_after().1;
-        store.round = proposal.opens_round.unwrap_or(store.round);
+        match &proposal.opens {
+            Opens::Nothing => {}
+            Opens::Round(number, pin) => (store.round, store.pin) = (*number, *pin),
+            Opens::Merges(merges) => store.merges.clone_from(merges),
+        }
         if publishes {
             store.manifest.clone_from(&proposal.manifest);
         }
@@ -126,7 +156,11 @@ impl Protocol {
         let as_stored = ledger == *state.store.ledger;
         view.ledger = if as_stored { state.store.ledger.clone() } else { Hashed::new(ledger) };
         view.seq = proposal.fence_after().1;
-        view.round = proposal.opens_round.unwrap_or(view.round);
+        match &proposal.opens {
+            Opens::Nothing => {}
+            Opens::Round(number, pin) => (view.round, view.pin) = (*number, *pin),
+            Opens::Merges(merges) => view.merges.clone_from(merges),
+        }
         view.unknown = None;
         Self::follow(state, &proposal.then);
     }
@@ -155,7 +189,7 @@ impl Protocol {
             Self::learn(state, owner, &proposal);
             return Some(());
         }
-        if !self.fence_holds(&state.store, proposal.fence(), proposal.opens_round.is_some()) {
+        if !self.passes(&state.store, &proposal) {
             return None;
         }
         state.spent.lost_answers += 1;
@@ -204,8 +238,9 @@ impl Protocol {
             read.apply(&Change::SetStage(store.ledger.stage()));
         }
         let ledger = if read == *store.ledger { store.ledger.clone() } else { Hashed::new(read) };
+        let (round, pin, merges) = (store.round, store.pin, store.merges.clone());
         state.owners[owner] =
-            Some(View { ledger, seq: 0, round: store.round, next_attempt: 0, unknown: None });
+            Some(View { ledger, seq: 0, round, pin, merges, next_attempt: 0, unknown: None });
     }
 
     /// Whether the data committed so far calls for a round that is not open yet.
@@ -224,14 +259,28 @@ impl Protocol {
         view.round > 0 && ready
     }
 
+    /// The files that merge tasks are to join, by task. Production joins neighbours and only above a number of files;
+    /// here it is all files, whenever there are two.
+    pub(super) fn merge_plan(&self, state: &State, view: &View) -> Vec<Vec<Key>> {
+        let mut files: Vec<Key> = view.ledger.commits().values().map(|commit| commit.payload.key).collect();
+        if self.mutated(Mutation::MergesUncommitted) {
+            files = state.objects.iter().map(|object| object.key).collect();
+        }
+        if files.len() < 2 {
+            return Vec::new();
+        }
+        let tasks = if self.mutated(Mutation::MergesOverlap) { 2 } else { 1 };
+        vec![files; tasks]
+    }
+
     /// The transaction of a decision, by the production rules. `None` where they decide against it.
-    fn proposal(&self, view: &View, decision: &Decision, to: &[Worker]) -> Option<Proposal> {
+    fn proposal(&self, state: &State, view: &View, decision: &Decision) -> Option<Proposal> {
         let ledger = &*view.ledger;
         let mut proposal = Proposal {
             epoch: ledger.epoch,
             seq: view.seq,
             changes: Vec::new(),
-            opens_round: None,
+            opens: Opens::Nothing,
             manifest: None,
             then: Follow::Nothing,
         };
@@ -239,23 +288,34 @@ impl Protocol {
             Decision::OpenRound => {
                 let last = self.config.rounds.len() - 1;
                 let round = self.config.rounds[usize::from(view.round).min(last)];
-                proposal.opens_round = Some(view.round + 1);
+                let pins = view.round == 0 || self.mutated(Mutation::RoundPinsAgain);
+                proposal.opens = Opens::Round(view.round + 1, if pins { state.source() } else { view.pin });
                 ledger.open_round(round.tasks.iter().copied())?
+            }
+            Decision::OpenMerges => {
+                let merges = self.merge_plan(state, view);
+                let tasks = (MERGES..).take(merges.len()).map(|at| (at, at + 1));
+                let changes = ledger.open_round(tasks)?;
+                proposal.opens = Opens::Merges(merges);
+                changes
             }
             Decision::Grant { task, slot, speculative } => {
                 let attempt = AttemptId::new(ledger.epoch, view.next_attempt)?;
-                let allowed = Allowed { attempt, token: Token(attempt.0), holder: to[*slot].incarnation };
+                let holder = state.workers[*slot].incarnation;
+                let allowed = Allowed { attempt, token: Token(attempt.0), holder };
                 let open = ledger.tasks().get(task)?;
                 let (lo, hi) = (open.lo, open.hi);
                 let (token, to) = (allowed.token, allowed.holder);
-                proposal.then = Follow::Grant(Grant { attempt, token, to, task: *task, lo, hi });
+                let merge = lo.checked_sub(MERGES).and_then(|number| view.merges.get(usize::from(number)));
+                let (inputs, pin) = (merge.cloned().unwrap_or_default(), view.pin);
+                proposal.then = Follow::Grant(Grant { attempt, token, to, task: *task, lo, hi, pin, inputs });
                 ledger.grant(*task, allowed, *speculative)?
             }
             Decision::Withdraw { task, attempt } => ledger.withdraw(*task, *attempt)?,
             Decision::Truncate { task, at } => ledger.truncate(*task, *at)?,
             Decision::Commit { .. } => return None,
             Decision::Complete => {
-                proposal.manifest = Some(Hashed::new(ledger.commits().clone()));
+                proposal.manifest = Some(Hashed::new(kept(ledger)));
                 if self.mutated(Mutation::CompleteIgnoresTasks) {
                     vec![Change::SetStage(ledger::Stage::Complete)]
                 } else {
@@ -271,7 +331,7 @@ impl Protocol {
         if let Decision::Commit { key, hi } = decision {
             return self.on_commit(state, owner, (*key, *hi), answer);
         }
-        let proposal = self.proposal(state.owners[owner].as_ref()?, decision, &state.workers)?;
+        let proposal = self.proposal(state, state.owners[owner].as_ref()?, decision)?;
         match decision {
             Decision::Grant { slot, .. } => {
                 // The number is used up whatever becomes of the transaction.
@@ -292,6 +352,7 @@ impl Protocol {
                 mutation @ (CommitIgnoresLo
                 | CommitIgnoresHi
                 | CommitIgnoresAttempt
+                | FirstCommitsParts
                 | WorkerDeletesDuplicateLast),
             ) => mutation::commit(mutation, ledger, &message.commit, message.token),
             _ => ledger.commit(message.commit.clone(), message.token),
@@ -314,7 +375,7 @@ impl Protocol {
                     epoch: view.ledger.epoch,
                     seq: view.seq,
                     changes,
-                    opens_round: None,
+                    opens: Opens::Nothing,
                     manifest: None,
                     then: Follow::Accepted(key),
                 };
@@ -336,57 +397,6 @@ impl Protocol {
                 Some(())
             }
         }
-    }
-
-    fn deliver(&self, state: &mut State, grant: &Grant, slot: usize) {
-        state.spent.runs += 1;
-        let nonce = state.spent.runs;
-        let Grant { attempt, token, task, lo, hi, .. } = *grant;
-        state.workers[slot].run = Some(Run { task, attempt, token, nonce, segment: 0, lo, hi });
-    }
-
-    fn key(&self, run: &Run) -> Key {
-        match self.config.mutation {
-            Some(Mutation::KeyPerTask) => {
-                Key { attempt: AttemptId(0), nonce: run.task.0 as u8, segment: run.lo }
-            }
-            Some(Mutation::NoNonce | Mutation::GrantNotBoundNoNonce) => {
-                Key { attempt: run.attempt, nonce: 0, segment: run.segment }
-            }
-            _ => Key { attempt: run.attempt, nonce: run.nonce, segment: run.segment },
-        }
-    }
-
-    fn seal(&self, state: &mut State, slot: usize, to: Position) -> Option<()> {
-        let worker = &mut state.workers[slot];
-        let run = worker.run.as_mut()?;
-        let payload = Payload { key: self.key(run), references: self.config.refers(run.lo, to) };
-        let Run { task, attempt, token, segment, lo, hi, .. } = *run;
-        let commit = Commit { task, attempt, segment: u32::from(segment), lo, hi: to, payload };
-        (run.lo, run.segment) = (to, segment + 1);
-        if to == hi {
-            worker.run = None;
-        }
-        let writer = worker.incarnation;
-        state.seal(Message { commit, token, writer });
-        Some(())
-    }
-
-    pub(super) fn may_collect(&self, view: &View, key: Key) -> bool {
-        use Mutation::{CollectorIgnoresAllowed, CollectorIgnoresEpoch, CollectorRunsAhead};
-        let mut ahead = None;
-        if let (Some(CollectorRunsAhead), Some(unknown)) = (self.config.mutation, &view.unknown) {
-            let ahead = ahead.insert((*view.ledger).clone());
-            unknown.changes.iter().for_each(|change| ahead.apply(change));
-        }
-        let seen = ahead.as_ref().unwrap_or(&view.ledger);
-        let dead = match self.config.mutation {
-            Some(mutation @ (CollectorIgnoresEpoch | CollectorIgnoresAllowed)) => {
-                mutation::is_dead(mutation, seen, key.attempt)
-            }
-            _ => seen.is_dead(key.attempt),
-        };
-        dead && !has_committed(seen, key)
     }
 }
 
@@ -413,6 +423,9 @@ impl Model for Protocol {
             self.worker_actions(state, slot, worker, actions);
         }
         actions.extend((0..state.flying.len()).map(|flight| Action::Land { flight }));
+        if state.spent.changes < self.config.changes {
+            actions.push(Action::Change);
+        }
         // A stop request after the end has no effect on the ledger.
         if self.config.cancel && !state.store.stop && state.store.ledger.stage() == ledger::Stage::Open {
             actions.push(Action::Cancel);
@@ -440,6 +453,7 @@ impl Model for Protocol {
                 state.spent.crashes += 1;
             }
             Action::Cancel => state.store.stop = true,
+            Action::Change => state.spent.changes += 1,
             Action::Collect { key, .. } => {
                 state.delete(key);
                 state.spent.collected += 1;
@@ -461,10 +475,8 @@ impl Protocol {
         state.owners.sort_by_key(|view| view.as_ref().map(|view| view.ledger.epoch));
         let store = &state.store;
         state.flying.retain(|proposal| {
-            let opens_round = proposal.opens_round.is_some();
             let stopped = proposal.manifest.is_some() && store.stop;
-            self.fence_holds(store, proposal.fence(), opens_round)
-                && (!stopped || self.mutated(Mutation::CompleteIgnoresStop))
+            self.passes(store, proposal) && (!stopped || self.mutated(Mutation::CompleteIgnoresStop))
         });
     }
 }

@@ -11,6 +11,8 @@ use std::sync::Arc;
 use flatbed_coordinator_core::ledger::{self, Stage};
 use flatbed_types::{AttemptId, Epoch, TaskId, Token};
 
+use super::config::span;
+
 /// A row of the abstract source.
 pub type Position = u8;
 
@@ -44,11 +46,15 @@ pub struct Key {
 }
 
 /// What a commit says about its output.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Payload {
     pub key: Key,
     /// Whether the rows refer to resources of the next round.
     pub references: bool,
+    /// Which state of the source the rows were read from.
+    pub pin: u8,
+    /// The files that are joined in this one.
+    pub replaces: Vec<Key>,
 }
 
 pub type Ledger = ledger::Ledger<Position, Payload, Incarnation>;
@@ -102,6 +108,10 @@ pub struct Store {
     pub stop: bool,
     /// How many planning rounds have been opened.
     pub round: u8,
+    /// Which state of the source is exported; fixed with the first round.
+    pub pin: u8,
+    /// The files that each merge task joins; empty while there is no merge plan.
+    pub merges: Vec<Vec<Key>>,
     /// The published result.
     pub manifest: Option<Hashed<BTreeMap<u64, Commit>>>,
 }
@@ -115,11 +125,44 @@ impl Store {
     pub fn has_committed(&self, key: Key) -> bool {
         has_committed(&self.ledger, key)
     }
+
+    /// Whether a merge that is in the ledger has joined this object.
+    pub fn has_replaced(&self, key: Key) -> bool {
+        has_replaced(&self.ledger, key)
+    }
 }
 
 /// Whether this ledger holds the commit of this object.
 pub fn has_committed(ledger: &Ledger, key: Key) -> bool {
     ledger.commits().values().any(|commit| commit.payload.key == key)
+}
+
+/// Whether a merge of this ledger has joined this object.
+pub fn has_replaced(ledger: &Ledger, key: Key) -> bool {
+    ledger.commits().values().any(|commit| commit.payload.replaces.contains(&key))
+}
+
+/// The commits whose files are in a result: those that no merge has joined.
+pub fn kept(ledger: &Ledger) -> BTreeMap<u64, Commit> {
+    let kept = ledger.commits().iter().filter(|(_, commit)| !has_replaced(ledger, commit.payload.key));
+    kept.map(|(number, commit)| (*number, commit.clone())).collect()
+}
+
+/// The rows that the object of a commit has by the ledger; `None` when the ledger contradicts itself.
+pub fn rows_of(ledger: &Ledger, commit: &Commit) -> Option<u32> {
+    if commit.payload.replaces.is_empty() {
+        return Some(span(commit.lo, commit.hi));
+    }
+    let mut rows = 0;
+    for key in &commit.payload.replaces {
+        let joined = ledger.commits().values().find(|other| other.payload.key == *key)?;
+        let more = rows_of(ledger, joined)?;
+        if rows & more != 0 {
+            return None;
+        }
+        rows |= more;
+    }
+    Some(rows)
 }
 
 /// What a coordinator knows of a job that it has claimed.
@@ -128,6 +171,8 @@ pub struct View {
     pub ledger: Hashed<Ledger>,
     pub seq: u8,
     pub round: u8,
+    pub pin: u8,
+    pub merges: Vec<Vec<Key>>,
     /// Number of the next attempt of this epoch. In memory only: a new claim starts again, in a new epoch.
     pub next_attempt: u32,
     /// The transaction whose outcome the owner does not know. Until it does, it proposes nothing else.
@@ -140,13 +185,32 @@ pub struct Proposal {
     pub epoch: Epoch,
     pub seq: u8,
     pub changes: Vec<Change>,
-    pub opens_round: Option<u8>,
+    pub opens: Opens,
     /// The result that this transaction publishes; it then also compares that there is no stop request.
     pub manifest: Option<Hashed<BTreeMap<u64, Commit>>>,
     pub then: Follow,
 }
 
+/// What a transaction opens besides tasks.
+#[derive(Debug, Clone, PartialEq, Hash)]
+pub enum Opens {
+    Nothing,
+    /// The round with this number, over this state of the source.
+    Round(u8, u8),
+    /// The merge tasks.
+    Merges(Vec<Vec<Key>>),
+}
+
 impl Proposal {
+    /// Whether it puts a joined file in the place of others.
+    pub fn swaps(&self) -> bool {
+        let swaps = |change: &Change| match change {
+            Change::PutCommit(_, commit) => !commit.payload.replaces.is_empty(),
+            _ => false,
+        };
+        self.changes.iter().any(swaps)
+    }
+
     pub fn fence(&self) -> (Epoch, u8) {
         (self.epoch, self.seq)
     }
@@ -174,6 +238,10 @@ pub struct Grant {
     pub task: TaskId,
     pub lo: Position,
     pub hi: Position,
+    /// Which state of the source is to be read.
+    pub pin: u8,
+    /// For merge tasks: the files to be joined.
+    pub inputs: Vec<Key>,
 }
 
 /// A commit on its way; it stays there and may arrive any number of times, at any coordinator.
@@ -201,14 +269,15 @@ pub struct Run {
     pub segment: u8,
     pub lo: Position,
     pub hi: Position,
+    pub pin: u8,
+    pub inputs: Vec<Key>,
 }
 
 /// An object and the rows that it contains.
 #[derive(Debug, Clone, PartialEq, Hash)]
 pub struct Object {
     pub key: Key,
-    pub lo: Position,
-    pub hi: Position,
+    pub rows: u32,
 }
 
 /// What has been used of the bounds of [`super::config::Config`].
@@ -220,6 +289,7 @@ pub struct Spent {
     pub crashes: u8,
     pub lost_answers: u8,
     pub collected: u8,
+    pub changes: u8,
     /// Slots below this have been granted something. The others are alike, so only the first of them is tried.
     pub known_slots: u8,
 }
@@ -260,7 +330,15 @@ impl State {
         let ledger = Hashed::new(Ledger::new(Epoch(0)));
         let worker = |slot| Worker { incarnation: Incarnation::first(slot), run: None };
         State {
-            store: Store { ledger, seq: 0, stop: false, round: 0, manifest: None },
+            store: Store {
+                ledger,
+                seq: 0,
+                stop: false,
+                round: 0,
+                pin: 0,
+                merges: Vec::new(),
+                manifest: None,
+            },
             owners: vec![None; owners],
             workers: (0..workers).map(worker).collect(),
             grants: Vec::new(),
@@ -274,6 +352,11 @@ impl State {
 
     pub fn object(&self, key: Key) -> Option<&Object> {
         self.objects.iter().find(|object| object.key == key)
+    }
+
+    /// The state that the source is in.
+    pub fn source(&self) -> u8 {
+        self.spent.changes
     }
 
     pub fn is_complete(&self) -> bool {
@@ -292,11 +375,11 @@ impl State {
         }
     }
 
-    /// Writes an object and sends its commit.
-    pub fn seal(&mut self, message: Message) {
-        let Commit { payload: Payload { key, .. }, lo, hi, .. } = message.commit;
+    /// Writes an object with these rows and sends its commit.
+    pub fn seal(&mut self, message: Message, rows: u32) {
+        let key = message.commit.payload.key;
         self.broken.uniqueness |= self.messages.iter().any(|other| other.commit.payload.key == key);
-        let object = Object { key, lo, hi };
+        let object = Object { key, rows };
         match self.objects.binary_search_by_key(&key, |other| other.key) {
             Ok(at) => self.objects[at] = object,
             Err(at) => self.objects.insert(at, object),

@@ -41,6 +41,8 @@ pub struct Outcome {
 
 const BASE: Config = Config { owners: 2, epochs: 2, grants: 2, runs: 2, ..Config::CALM };
 
+const ONE_OWNER_MERGES: Config = Config { grants: 3, runs: 3, merges: true, ..Config::CALM };
+
 /// Searched to the end on every run of the tests.
 pub const SHORT: &[Search] = &[
     // Any coordinator, worker or answer is lost at any time, somebody cancels, a stale owner collects.
@@ -71,7 +73,7 @@ pub const SHORT: &[Search] = &[
     },
     Search {
         name: "speculation",
-        at_least: 230_000,
+        at_least: 210_000,
         config: Config {
             workers: 2,
             lost_answers: 1,
@@ -112,6 +114,18 @@ pub const SHORT: &[Search] = &[
         at_least: 840_000,
         config: Config { rounds: TWO_TASKS, workers: 2, grants: 3, runs: 3, lost_answers: 1, ..BASE },
     },
+    // Files are joined; the inputs are collected as soon as any coordinator knows of the swap.
+    Search {
+        name: "merges",
+        at_least: 1_100_000,
+        config: Config { grants: 3, runs: 3, lost_answers: 1, collected: 1, merges: true, ..BASE },
+    },
+    // The source moves on while the job reads the state that it pinned.
+    Search {
+        name: "changed_source",
+        at_least: 29_000,
+        config: Config { rounds: TWO_ROUNDS, grants: 3, runs: 3, changes: 1, merges: true, ..BASE },
+    },
     // The owner before the last is still there, with a view two claims old.
     Search {
         name: "three_epochs",
@@ -135,8 +149,13 @@ pub const WIDE: Config = Config {
     speculation: true,
     withdrawals: true,
     cancel: true,
+    merges: false,
+    changes: 1,
     mutation: None,
 };
+
+/// The same over fewer rows, so that chance gets as far as joining files.
+pub const WIDE_MERGES: Config = Config { rounds: TWO_TASKS, merges: true, ..WIDE };
 
 /// Every mistake.
 pub const SEEDED: &[Seeded] = &[
@@ -208,6 +227,33 @@ pub const SEEDED: &[Seeded] = &[
     Seeded { mutation: Mutation::WorkerDeletes, breaks: COLLECTION, config: BASE },
     Seeded { mutation: Mutation::WorkerDeletesDuplicateLast, breaks: COLLECTION, config: Config::CALM },
     Seeded {
+        mutation: Mutation::SwapWithoutFence,
+        breaks: COVERAGE,
+        config: Config { grants: 3, runs: 3, merges: true, ..BASE },
+    },
+    Seeded { mutation: Mutation::MergesOverlap, breaks: MANIFEST, config: ONE_OWNER_MERGES },
+    Seeded { mutation: Mutation::MergesUncommitted, breaks: DURABILITY, config: ONE_OWNER_MERGES },
+    Seeded {
+        mutation: Mutation::CollectorTakesInputsEarly,
+        breaks: DURABILITY,
+        config: Config { lost_answers: 1, collected: 1, ..ONE_OWNER_MERGES },
+    },
+    Seeded {
+        mutation: Mutation::CollectorTakesReplacement,
+        breaks: COLLECTION,
+        config: Config { collected: 1, merges: true, ..BASE },
+    },
+    Seeded {
+        mutation: Mutation::ReadIgnoresPin,
+        breaks: GENERATION,
+        config: Config { changes: 1, ..Config::CALM },
+    },
+    Seeded {
+        mutation: Mutation::RoundPinsAgain,
+        breaks: GENERATION,
+        config: Config { rounds: TWO_ROUNDS, changes: 1, grants: 2, runs: 2, ..Config::CALM },
+    },
+    Seeded {
         mutation: Mutation::GrantBeforeApplied,
         breaks: ANSWERS,
         config: Config { lost_answers: 1, ..Config::CALM },
@@ -218,6 +264,12 @@ pub const SEEDED: &[Seeded] = &[
         config: Config { lost_answers: 1, ..Config::CALM },
     },
 ];
+
+/// A deviation that no invariant stands against: what it breaks is no safety.
+pub const HARMLESS: (Mutation, Config) = (
+    Mutation::FirstCommitsParts,
+    Config { workers: 2, collected: 1, speculation: true, withdrawals: true, ..BASE },
+);
 
 /// Explores everything within the bounds; ends early only when an invariant breaks.
 pub fn explore(config: Config, threads: usize) -> Outcome {

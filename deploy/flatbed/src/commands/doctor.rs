@@ -12,12 +12,13 @@ use flatbed_extract::source::Window;
 use flatbed_extract::{Snapshot, Source};
 use flatbed_types::{Instant, caps};
 use futures::TryStreamExt;
-use object_store::{ObjectStore, ObjectStoreExt};
+use object_store::ObjectStoreExt;
 use serde_json::json;
 
 use crate::cli::Failure;
 use crate::display::{self, Progress, data};
 use crate::options::{Format, SourceArgs, SourceTuning, absolute, slots_or_cores};
+use crate::output::{self, Output, Place};
 use crate::places::{self, Claim, DataFolder};
 use crate::{folder, sources};
 
@@ -25,6 +26,8 @@ use crate::{folder, sources};
 const LOW_SPACE: u64 = 1 << 30;
 /// Largest difference between the clock of a file system and ours.
 const MAX_SKEW: Duration = Duration::from_secs(5);
+/// How long an output store may take to answer all questions.
+const PROBE: Duration = Duration::from_secs(60);
 /// This software is not older than this.
 const EARLIEST: &str = "2026-01-01T00:00:00Z";
 const LATEST: &str = "2100-01-01T00:00:00Z";
@@ -89,10 +92,7 @@ pub async fn run(args: DoctorArgs) -> Result<(), Failure> {
         findings.push(space("data folder space", &path));
     }
     if let Some(uri) = &args.output {
-        findings.push(Finding::of("output", output(uri).await));
-        if let Ok(path) = places::output_folder(uri) {
-            findings.push(space("output space", &path));
-        }
+        findings.extend(outputs(uri).await);
     }
     if let Some(uri) = &args.source {
         findings.push(Finding::of("source", source(&args, uri).await));
@@ -179,33 +179,95 @@ fn file_clock_skew(folder: &Path) -> anyhow::Result<Duration> {
     Ok(now.duration_since(written).unwrap_or_else(|error| error.duration()))
 }
 
-/// Put, get, list, delete.
-async fn output(uri: &str) -> anyhow::Result<String> {
-    let store: Arc<dyn ObjectStore> = places::open_output(uri)?;
+/// All about an output store.
+async fn outputs(uri: &str) -> Vec<Finding> {
+    let opened = match output::open(uri) {
+        Ok(opened) => opened,
+        Err(error) => return vec![Finding::of("output", Err(error))],
+    };
+    let probed = tokio::time::timeout(PROBE, probe(uri, &opened)).await;
+    let late = |_| {
+        Err(anyhow!(
+            "{uri} does not answer; check the endpoint, the network, and where credentials come from"
+        ))
+    };
+    let output = Finding::of("output", probed.unwrap_or_else(late));
+    let works = output.verdict == Verdict::Good;
+    let mut findings = vec![output];
+    match &opened.place {
+        Place::Folder(path) => findings.push(space("output space", path)),
+        Place::S3 | Place::Gcs if works => findings.push(unfinished_uploads(&opened.place)),
+        Place::S3 | Place::Gcs => {}
+        // Azure forgets blocks that no blob names after a week by itself.
+        Place::Azure => {}
+    }
+    findings
+}
+
+/// Parts of uploads that were cut off cost money and are in no listing; only a rule of the bucket removes them.
+fn unfinished_uploads(place: &Place) -> Finding {
+    let rule = match place {
+        Place::S3 => "AbortIncompleteMultipartUpload with DaysAfterInitiation 2",
+        _ => "AbortIncompleteMultipartUpload with age 2",
+    };
+    let text = format!(
+        "cannot be seen from here: make sure that the bucket has the lifecycle rule {rule}, for parts of files whose worker \
+         was killed"
+    );
+    Finding { check: "unfinished uploads", verdict: Verdict::Warning, text }
+}
+
+/// Put, get, list, delete, and a link where the store makes them.
+async fn probe(uri: &str, output: &Output) -> anyhow::Result<String> {
+    let store = &output.objects;
     let mut random = [0_u8; 8];
     getrandom::fill(&mut random).map_err(|error| anyhow!("the system has no randomness: {error}"))?;
     let folder = object_store::path::Path::from("flatbed-doctor");
     let path = folder.clone().join(format!("probe-{:016x}", u64::from_be_bytes(random)));
     let content = b"flatbed doctor".to_vec();
-    store
-        .put(&path, content.clone().into())
-        .await
-        .context("cannot write an object; check the permissions")?;
+    let put = store.put(&path, content.clone().into()).await;
+    put.map_err(failed("cannot write an object; check keys and permissions"))?;
     let read = async {
-        let found = store.get(&path).await.context("cannot read back an object")?.bytes().await?;
+        let found = store.get(&path).await.map_err(failed("cannot read back an object"))?.bytes().await?;
         if found != content {
             bail!("an object read back differs from what was written");
         }
-        let listed: Vec<_> = store.list(Some(&folder)).try_collect().await.context("cannot list objects")?;
+        let listed: Vec<_> =
+            store.list(Some(&folder)).try_collect().await.map_err(failed("cannot list objects"))?;
         if !listed.iter().any(|meta| meta.location == path) {
             bail!("an object that was written is not listed");
         }
-        anyhow::Ok(())
+        link(output, &path, &content).await
     };
     let checked = read.await;
-    store.delete(&path).await.context("cannot delete an object; files would never expire")?;
-    checked?;
-    Ok(format!("{uri}: write, read, list and delete work"))
+    store.delete(&path).await.map_err(failed("cannot delete an object; files would never expire"))?;
+    Ok(format!("{uri}: write, read, list and delete work{}", checked?))
+}
+
+/// An error of a store says all that it wraps already.
+fn failed(doing: &'static str) -> impl Fn(object_store::Error) -> anyhow::Error {
+    move |error| anyhow!("{doing}: {error}")
+}
+
+/// What there is to say about links; none of it is shown.
+async fn link(
+    output: &Output,
+    path: &object_store::path::Path,
+    content: &[u8],
+) -> anyhow::Result<&'static str> {
+    const HINT: &str = "the store makes links that do not work; serve with --file-links off";
+    let Some(signer) = &output.links else { return Ok("") };
+    let Ok(link) = signer.signed_url(axum::http::Method::GET, path, Duration::from_secs(60)).await else {
+        return Ok("; it signs no links, so files go through the gateway");
+    };
+    // The client's own error would quote the link.
+    let answer = reqwest::get(link).await.map_err(|_| anyhow!(HINT))?;
+    let found =
+        answer.error_for_status().map_err(|_| anyhow!(HINT))?.bytes().await.map_err(|_| anyhow!(HINT))?;
+    if found != content {
+        bail!(HINT);
+    }
+    Ok(", and links from here (clients must reach the store as well, else give the gateway --file-links off)")
 }
 
 async fn source(args: &DoctorArgs, uri: &str) -> anyhow::Result<String> {
@@ -312,11 +374,13 @@ mod tests {
     #[tokio::test]
     async fn stores_and_folders_that_work_are_told_from_those_that_do_not() {
         let root = tempfile::tempdir().unwrap();
-        let good = output(root.path().to_str().unwrap()).await.unwrap();
-        assert!(good.contains("work"), "{good}");
+        let good = outputs(root.path().to_str().unwrap()).await;
+        assert!(good[0].verdict == Verdict::Good && good[0].text.contains("work"), "{good:?}");
+        assert_eq!(std::fs::read_dir(root.path().join("flatbed-doctor")).map_or(0, Iterator::count), 0);
         let file = root.path().join("file");
         std::fs::write(&file, "x").unwrap();
-        assert!(output(file.join("sub").to_str().unwrap()).await.is_err());
+        let bad = outputs(file.join("sub").to_str().unwrap()).await;
+        assert_eq!(bad[0].verdict, Verdict::Bad);
         assert_eq!(state(&file.join("sub")).verdict, Verdict::Bad);
         let new = root.path().join("new");
         assert_eq!(state(&new).verdict, Verdict::Good);

@@ -6,8 +6,10 @@ use serde_json::{Value, json};
 
 use crate::cli::Failure;
 use crate::display::{self, data, note};
-use crate::options::{Format, LevelOption};
+use crate::options::{CoordinatorsArgs, Format, LevelOption};
 use crate::remote::{JobView, JobsApi, RemoteError};
+use crate::rpc::RpcArgs;
+use crate::rpc::guard::Role;
 
 /// Jobs listed when no number is given.
 const DEFAULT_LIMIT: u32 = 100;
@@ -52,29 +54,38 @@ enum What {
 
 #[derive(Debug, Args)]
 struct Common {
-    /// gRPC URL of a coordinator (of `serve`: its --rpc-listen), like http://127.0.0.1:7070; several with commas.
-    #[arg(long, value_name = "URL")]
-    coordinator: String,
-
     /// Form of the data on standard output: text or json.
     #[arg(long, value_name = "FORMAT", default_value_t = Format::Text)]
     format: Format,
+
+    #[command(flatten)]
+    coordinators: CoordinatorsArgs,
+
+    #[command(flatten)]
+    rpc: RpcArgs,
+}
+
+impl Common {
+    fn jobs(&self) -> Result<JobsApi, Failure> {
+        let dialer = self.rpc.dialer(&[Role::Operator, Role::Gateway, Role::Coordinator])?;
+        Ok(JobsApi::new(dialer.coordinators(&self.coordinators.urls)?))
+    }
 }
 
 /// Runs the command.
 pub async fn run(args: JobsArgs) -> Result<(), Failure> {
     match args.what {
         What::List { common, limit } => {
-            let jobs = JobsApi::connect(&common.coordinator).await?;
+            let jobs = common.jobs()?;
             list(&jobs.list(limit).await.map_err(anyhow::Error::new)?, common.format)
         }
         What::Show { id, common } => {
-            let jobs = JobsApi::connect(&common.coordinator).await?;
+            let jobs = common.jobs()?;
             let view = jobs.get(id).await.map_err(|error| about(id, error))?;
             show(&view, common.format)
         }
         What::Cancel { id, common } => {
-            let jobs = JobsApi::connect(&common.coordinator).await?;
+            let jobs = common.jobs()?;
             jobs.stop(id).await.map_err(|error| about(id, error))?;
             match common.format {
                 Format::Json => data(json!({"id": id.to_string(), "stopped": true}))?,
@@ -154,8 +165,18 @@ fn amount(rows: u64, bytes: u64) -> String {
 }
 
 /// All that [`state_name`] answers.
-pub const STATES: [&str; 9] =
-    ["planning", "running", "resolving", "finalizing", "complete", "failed", "cancelled", "deleting", "gone"];
+pub const STATES: [&str; 10] = [
+    "planning",
+    "running",
+    "resolving",
+    "merging",
+    "finalizing",
+    "complete",
+    "failed",
+    "cancelled",
+    "deleting",
+    "gone",
+];
 
 /// The name of a job's state, for people, JSON and metrics.
 pub fn state_name(job: &JobView) -> &'static str {

@@ -11,7 +11,7 @@ use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use flatbed_chassis::ByteSize;
 use flatbed_extract::source::{NoProgress, Window};
-use flatbed_extract::{Body, Scan, Select, Snapshot};
+use flatbed_extract::{Body, Scan, Select, Snapshot, Source as _};
 use flatbed_types::task::LaneSurvey;
 use flatbed_types::{Codec, KeyRange, Lane, ResourceType, Section, caps};
 use serde_json::{Value, json};

@@ -36,6 +36,8 @@ mod tests_build;
 #[cfg(test)]
 mod tests_change;
 #[cfg(test)]
+mod tests_cut;
+#[cfg(test)]
 mod tests_isolation;
 #[cfg(test)]
 mod tests_oracle;

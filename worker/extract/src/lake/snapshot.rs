@@ -10,13 +10,14 @@ use flatbed_types::caps::HINT_BYTES;
 use flatbed_types::position::compartment_key;
 use flatbed_types::request::FhirId;
 use flatbed_types::task::{Hint, LaneSurvey};
-use flatbed_types::{Instant, Lane, Position, ResourceType};
+use flatbed_types::{Instant, KeyRange, Lane, Position, ResourceType};
 
 use super::catalog::Generation;
 use super::group::read_group;
 use super::lane_file::{Block, LaneFile};
 use super::problems;
 use super::read::{LaneReader, read_error};
+use crate::cut;
 use crate::source::{GroupMember, GroupStanding, Problem, RowReader, Scan, Snapshot, SourceError, Window};
 
 /// The files of a generation. All are open, so that they stay readable when the generation is not kept.
@@ -148,6 +149,14 @@ impl Snapshot for LakeSnapshot {
         Ok(surveys.collect())
     }
 
+    fn weigh(&self, lane: Lane, range: &KeyRange) -> u64 {
+        self.lane(lane).map_or(0, |lane| stretches(lane, range).map(|(_, bytes)| bytes).sum())
+    }
+
+    fn middle(&self, lane: Lane, range: &KeyRange) -> Option<Position> {
+        cut::middle_of(&range.lo, stretches(self.lane(lane)?, range))
+    }
+
     fn read(&self, scan: Scan) -> Result<Box<dyn RowReader>, SourceError> {
         let lane = match self.lane(scan.lane) {
             Some(lane) => lane.clone(),
@@ -194,6 +203,21 @@ impl Snapshot for LakeSnapshot {
     fn problems(&self, each: &mut dyn FnMut(Problem) -> Result<(), SourceError>) -> Result<(), SourceError> {
         problems::list(&self.open.problems, each)
     }
+}
+
+/// The blocks of a range, each with its first key and the bytes that lie in the range: half of those of a block that
+/// lies in it in part.
+fn stretches<'a>(lane: &'a LaneFile, range: &KeyRange) -> impl Iterator<Item = (&'a [u8], u64)> + Clone {
+    let from = match range.lo.key() {
+        Some(lo) => lane.blocks.partition_point(|block| block.last.as_slice() < lo),
+        None => lane.blocks.len(),
+    };
+    let to = lane.blocks.partition_point(|block| !range.hi.admits(&block.first)).max(from);
+    let range = range.clone();
+    lane.blocks[from..to].iter().map(move |block| {
+        let whole = range.lo.admits(&block.first) && !range.hi.admits(&block.last);
+        (block.first.as_slice(), if whole { block.raw_len() } else { block.raw_len() / 2 })
+    })
 }
 
 /// Rows and bytes of a block that the window leaves, roughly: as if the rows were spread evenly in time.

@@ -19,6 +19,7 @@ mod cursor;
 mod financial;
 mod group;
 mod hash;
+mod measure;
 mod member;
 mod population;
 mod reader;
@@ -35,10 +36,11 @@ use std::sync::Arc;
 
 use flatbed_types::request::FhirId;
 use flatbed_types::task::LaneSurvey;
-use flatbed_types::{Instant, Lane, ResourceType, Section};
+use flatbed_types::{Instant, KeyRange, Lane, Position, ResourceType, Section};
 use sha2::{Digest, Sha256};
 
 pub use self::config::{MAX_PATIENTS, SCHEME, SyntheticConfig};
+use self::measure::Measure;
 use self::population::{Kind, Population};
 pub use self::reader::PAGE;
 use self::reader::{CompartmentReader, StandaloneReader};
@@ -96,6 +98,7 @@ impl SyntheticSource {
         Arc::new(SyntheticSnapshot {
             config: self.config,
             population: Population::new(&self.config),
+            measure: Measure::new(Population::new(&self.config)),
             fingerprint: self.fingerprint(),
         })
     }
@@ -134,6 +137,7 @@ pub fn population_types() -> Vec<ResourceType> {
 struct SyntheticSnapshot {
     config: SyntheticConfig,
     population: Population,
+    measure: Measure,
     fingerprint: String,
 }
 
@@ -170,6 +174,14 @@ impl Snapshot for SyntheticSnapshot {
 
     fn survey(&self, window: &Window) -> Result<Vec<LaneSurvey>, SourceError> {
         Ok(survey::survey(&self.population, window))
+    }
+
+    fn weigh(&self, lane: Lane, range: &KeyRange) -> u64 {
+        self.measure.weigh(lane, range)
+    }
+
+    fn middle(&self, lane: Lane, range: &KeyRange) -> Option<Position> {
+        self.measure.middle(lane, range)
     }
 
     fn read(&self, scan: Scan) -> Result<Box<dyn RowReader>, SourceError> {
@@ -220,7 +232,7 @@ impl Snapshot for SyntheticSnapshot {
 
 /// Reads nothing.
 struct Empty {
-    last: Option<flatbed_types::Position>,
+    last: Option<Position>,
 }
 
 impl RowReader for Empty {

@@ -21,6 +21,8 @@ use crate::source::{RowReader, Scan, Select, SourceError, Window, supporting_key
 pub const PAGE: u64 = 100;
 /// A piece ends when less than this is left of it: no row is longer.
 const MARGIN: usize = 32 << 10;
+/// A piece ends with a page when its pauses amount to this: between pieces a reader can be stopped or cut short.
+const PAUSES: Duration = Duration::from_millis(200);
 /// Rows or patients looked at for one piece, so that a scan that wants few of them still says how far it is.
 const LOOKED_AT: u64 = 1 << 16;
 
@@ -86,17 +88,24 @@ struct Assembly {
     tally: Tally,
     latency: Duration,
     left_of_page: u64,
+    /// What the pauses of the present piece amount to.
+    paused: Duration,
 }
 
 impl Assembly {
     fn new(population: Population, references: bool, latency: Duration) -> Assembly {
         let mut row = RowWriter::new(population, references);
         row.take(caps::DEFLATE_SEGMENT);
-        Assembly { row, tally: Tally::default(), latency, left_of_page: 0 }
+        Assembly { row, tally: Tally::default(), latency, left_of_page: 0, paused: Duration::ZERO }
     }
 
     fn is_full(&self) -> bool {
         self.row.out.len() + MARGIN >= caps::DEFLATE_SEGMENT || self.tally.looked_at >= LOOKED_AT
+    }
+
+    /// Whether another pause is better left to the next piece.
+    fn is_late(&self) -> bool {
+        self.left_of_page == 0 && self.paused >= PAUSES
     }
 
     /// Accounts for one patient or standalone row; pauses where a page begins.
@@ -105,6 +114,7 @@ impl Assembly {
             self.left_of_page = PAGE;
             if !self.latency.is_zero() {
                 std::thread::sleep(self.latency);
+                self.paused += self.latency;
             }
         }
         self.left_of_page -= 1;
@@ -121,6 +131,7 @@ impl Assembly {
 
     fn piece(&mut self, next: Position) -> Piece {
         let tally = std::mem::take(&mut self.tally);
+        self.paused = Duration::ZERO;
         let (written, references) = self.row.take(caps::DEFLATE_SEGMENT);
         Piece {
             body: Body::Plain(Bytes::from(written)),
@@ -250,7 +261,7 @@ impl RowReader for CompartmentReader {
         if self.finished {
             return Ok(None);
         }
-        while self.at < self.end && !self.assembly.is_full() {
+        while self.at < self.end && !self.assembly.is_full() && !self.assembly.is_late() {
             self.seek_listed()?;
             if self.at >= self.end {
                 break;
@@ -336,7 +347,7 @@ impl RowReader for StandaloneReader {
             return Ok(None);
         }
         let population = self.assembly.row.population;
-        while self.at < self.end && !self.assembly.is_full() {
+        while self.at < self.end && !self.assembly.is_full() && !self.assembly.is_late() {
             self.seek_listed()?;
             if self.at >= self.end {
                 break;

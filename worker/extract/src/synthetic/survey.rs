@@ -25,14 +25,16 @@ const SAMPLED_OF_ONE: u64 = 2;
 const SAMPLED_SLOTS: u64 = 4_096;
 
 /// What a sample says of the rows of a kind.
-struct Sample {
-    row_bytes: u64,
+pub struct Sample {
+    /// Mean bytes of a row with its line's end.
+    pub row_bytes: u64,
     /// Rows of the sample, and those of them that the window leaves.
     rows: u64,
     wanted: u64,
 }
 
-fn sample(population: &Population, kind: Kind, window: &Window) -> Sample {
+/// Looks at some rows of a kind.
+pub fn sample(population: &Population, kind: Kind, window: &Window) -> Sample {
     let mut writer = RowWriter::new(*population, false);
     let (mut bytes, mut rows, mut wanted) = (0, 0, 0);
     let end = population.ordinals(kind);
@@ -66,13 +68,16 @@ fn sample(population: &Population, kind: Kind, window: &Window) -> Sample {
 
 /// Rows of a kind in some stretch of slots: counted where the population is small, else the mean of most and
 /// the count of the very heavy ones.
-struct Counts {
-    population: Population,
-    kind: Kind,
+pub struct Counts {
+    /// The population.
+    pub population: Population,
+    /// The kind.
+    pub kind: Kind,
 }
 
 impl Counts {
-    fn rows(&self, from: u64, to: u64) -> u64 {
+    /// Rows of the slots (or ordinals) from `from` to before `to`.
+    pub fn rows(&self, from: u64, to: u64) -> u64 {
         let Counts { population, kind } = self;
         if !kind.of_patient() {
             return living(to - from);
@@ -103,7 +108,7 @@ impl Counts {
 }
 
 /// Of so many rows, roughly those that were not deleted.
-fn living(rows: u64) -> u64 {
+pub fn living(rows: u64) -> u64 {
     rows - rows / DEAD_ONE_IN
 }
 

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, LazyLock};
 
+use flatbed_types::caps;
 use flatbed_types::request::FhirId;
-use flatbed_types::{Instant, KeyRange, Lane, Position, ResourceType, Section, caps};
 use serde_json::Value;
 
 use super::*;
@@ -12,6 +12,7 @@ use crate::piece::{Body, line_fingerprint};
 use crate::source::NoProgress;
 
 mod content;
+mod cuts;
 mod groups;
 mod reading;
 mod surveys;

@@ -1,0 +1,125 @@
+//! Jobs that come and go: claims, adoption, hand-off.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use flatbed_coordinator_core::cluster;
+use flatbed_coordinator_core::job::{Holder, Input, Job};
+use flatbed_types::{AttemptId, Epoch, JobId};
+use tokio::sync::oneshot;
+
+use super::{Driver, Found, Owned, Reported};
+use crate::objects::{self, Orphans};
+use crate::records::{ClaimError, Claimed};
+
+impl Driver {
+    /// Tells the cluster's machine what happened and does what it decides.
+    pub(super) fn follow(&mut self, input: cluster::Input) {
+        if let cluster::Input::Job(job, None) = &input {
+            self.stops.remove(job);
+        }
+        let mut out = Vec::new();
+        self.cluster.step(self.io.monotonic(), input, &mut out);
+        for output in out {
+            match output {
+                cluster::Output::Claim(job) => {
+                    self.claiming += 1;
+                    self.io.claim(job);
+                }
+                cluster::Output::HandOff(job) => {
+                    tracing::info!(job = %job, "handing the job to another coordinator");
+                    self.feed(job, Input::Release);
+                }
+                cluster::Output::Drop(job) => {
+                    tracing::warn!(job = %job, "the job is not this coordinator's any more");
+                    self.remove_job(job);
+                }
+            }
+        }
+    }
+
+    pub(super) fn claimed(&mut self, job: JobId, claimed: Result<Box<Claimed>, ClaimError>) {
+        self.claiming -= 1;
+        match claimed {
+            Ok(claimed) => self.adopt(job, *claimed),
+            Err(error) => {
+                if matches!(error, ClaimError::Taken | ClaimError::NoLease) {
+                    tracing::debug!(job = %job, %error, "not claimed");
+                } else {
+                    tracing::error!(job = %job, %error, "a job cannot be loaded; trying again");
+                }
+                self.follow(cluster::Input::ClaimFailed(job));
+                self.answer_parked(job);
+            }
+        }
+    }
+
+    fn adopt(&mut self, id: JobId, claimed: Claimed) {
+        let Claimed { revision, epoch, stored } = claimed;
+        let root = objects::root_of(&self.options, &stored.record);
+        let machine = Job::load(stored, epoch, root, self.options.job_settings());
+        let live: BTreeSet<AttemptId> = machine.leases().map(|(attempt, _)| attempt).collect();
+        let holders: Vec<Holder> = machine.leases().map(|(_, holder)| holder.clone()).collect();
+        tracing::info!(job = %id, epoch = epoch.0, state = ?machine.durable_record().state,
+            attempts = holders.len(), "job loaded");
+        if epoch > Epoch(1) && !machine.durable_record().state.is_terminal() {
+            let committed = machine.committed_objects().map(|output| output.nonce).collect();
+            self.io.sweep(machine.durable_record(), Orphans { committed, since: Some((epoch, live)) });
+        }
+        // A former machine of it, if the cluster has not said so yet, is fenced already.
+        self.remove_job(id);
+        self.jobs.insert(id, Owned { epoch, machine, offers: Vec::new(), lost: BTreeMap::new() });
+        self.follow(cluster::Input::Claimed(revision, id, epoch));
+        self.feed(id, Input::Start);
+        if let Some(kind) = self.stops.get(&id).copied() {
+            self.feed(id, Input::Stop(kind));
+        }
+        let now = self.io.monotonic();
+        for holder in holders {
+            if self.sessions.adopt(now, &holder.worker, holder.session) {
+                self.feed(id, Input::SessionLost(holder.session));
+            }
+        }
+        self.answer_parked(id);
+    }
+
+    /// Lets go of a job's machine and of everything that waits for it.
+    pub(super) fn remove_job(&mut self, id: JobId) {
+        let Some(owned) = self.jobs.remove(&id) else { return };
+        for session in owned.offers {
+            if let Some(session) = self.sessions.get_mut(session) {
+                session.offer_ended(false);
+            }
+        }
+        self.scheduler.job_ended(self.io.monotonic(), id);
+        let waiting: Vec<_> =
+            self.replies.iter().filter(|(_, (job, _))| *job == id).map(|(reply, _)| *reply).collect();
+        for reply in waiting {
+            self.answer(reply, Reported::NotOwner(None));
+        }
+        self.answer_parked(id);
+    }
+
+    pub(super) fn find(&mut self, job: JobId, answer: oneshot::Sender<Found>) {
+        if !self.jobs.contains_key(&job) && self.cluster.is_claiming(job) {
+            self.parked.retain(|(_, asker)| !asker.is_closed());
+            self.parked.push((job, answer));
+            return;
+        }
+        let _ = answer.send(self.whereabouts(job));
+    }
+
+    fn whereabouts(&self, job: JobId) -> Found {
+        if self.jobs.contains_key(&job) {
+            return Found::Here(self.get(job).map(Box::new));
+        }
+        self.cluster.elsewhere(job).map_or(Found::Unowned, |address| Found::Elsewhere(address.to_owned()))
+    }
+
+    fn answer_parked(&mut self, id: JobId) {
+        let (ready, parked) = std::mem::take(&mut self.parked).into_iter().partition(|(job, _)| *job == id);
+        self.parked = parked;
+        for (_, answer) in ready {
+            let _ = answer.send(self.whereabouts(id));
+        }
+    }
+}

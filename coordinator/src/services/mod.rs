@@ -1,0 +1,167 @@
+//! The gRPC edges: messages to events and back. Nothing is decided here but the form of a request and where a job
+//! has to be looked for.
+//!
+//! - `create`: kick-offs: the question to the source, the client's cap, idempotency keys.
+//! - `lookup`: any coordinator answers for any job: from its own machines, from the owner, or from the store.
+//! - `control`: the workers' side.
+
+mod control;
+mod create;
+mod lookup;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use flatbed_proto::Malformed;
+use flatbed_proto::convert::{required, u128_from};
+use flatbed_proto::status::to_status;
+use flatbed_proto::wire::job::jobs_server::{Jobs, JobsServer};
+use flatbed_proto::wire::job::{
+    CreateJobRequest, CreateJobResponse, GetJobRequest, GetJobResponse, GetSourceRequest, GetSourceResponse,
+    ListJobsRequest, ListJobsResponse, StopJobRequest, StopJobResponse,
+};
+use flatbed_proto::wire::lease::control_server::ControlServer;
+use flatbed_types::job::{JobError, JobRecord};
+use flatbed_types::{ClientId, ErrorCode, ExportRequest, JobId, caps};
+use tokio::sync::oneshot;
+use tonic::service::Routes;
+use tonic::{Request, Response, Status};
+
+use crate::driver::{Context, Event};
+use crate::store::{Outcome, StoreError, Transaction};
+
+/// Tries of a create or stop whose outcome is unknown; each is safe to repeat.
+const STORE_TRIES: u32 = 5;
+
+/// Jobs in a list where the caller names no limit.
+const LIST_LIMIT: usize = 100;
+
+#[derive(Clone)]
+pub(crate) struct Services {
+    context: Arc<Context>,
+}
+
+impl Services {
+    pub fn new(context: Arc<Context>) -> Services {
+        Services { context }
+    }
+
+    pub fn jobs_routes(&self) -> Routes {
+        Routes::new(JobsServer::new(self.clone()).max_decoding_message_size(caps::MAX_MESSAGE))
+    }
+
+    pub fn routes(&self) -> Routes {
+        let control = ControlServer::new(self.clone()).max_decoding_message_size(caps::MAX_MESSAGE);
+        self.jobs_routes().add_service(control)
+    }
+
+    async fn send(&self, event: Event) -> Result<(), Status> {
+        self.context.events.send(event).await.map_err(|_| stopping())
+    }
+
+    async fn call<T>(&self, event: impl FnOnce(oneshot::Sender<T>) -> Event) -> Result<T, Status> {
+        let (answer, answered) = oneshot::channel();
+        self.send(event(answer)).await?;
+        answered.await.map_err(|_| stopping())
+    }
+
+    /// Proposes a transaction that is safe to repeat, a few times.
+    async fn txn(&self, transaction: Transaction) -> Result<Outcome, Status> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match self.context.store.txn(transaction.clone()).await {
+                Ok(outcome) => return Ok(outcome),
+                Err(error) if tries >= STORE_TRIES => {
+                    tracing::error!(%error, "state store does not answer");
+                    let code = match error {
+                        StoreError::Unknown(_) => ErrorCode::Timeout,
+                        StoreError::NotApplied(_)
+                        | StoreError::NoSuchRevision(_)
+                        | StoreError::LeaseEnded => ErrorCode::Unavailable,
+                    };
+                    return Err(to_status(code, "the state store does not answer; try again"));
+                }
+                Err(_) => tokio::time::sleep(Duration::from_millis(50 << tries)).await,
+            }
+        }
+    }
+}
+
+/// Runs work that must not be cut off when the caller goes away.
+async fn finish<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Status>> + Send + 'static,
+) -> Result<T, Status> {
+    tokio::spawn(work).await.map_err(|_| to_status(ErrorCode::Internal, "internal error"))?
+}
+
+fn stopping() -> Status {
+    to_status(ErrorCode::Unavailable, "the coordinator is stopping")
+}
+
+fn error_status(error: JobError) -> Status {
+    to_status(error.code, error.message)
+}
+
+fn malformed(error: Malformed) -> Status {
+    to_status(ErrorCode::Invalid, error.to_string())
+}
+
+fn job_id(bytes: &Bytes) -> Result<JobId, Status> {
+    u128_from(bytes, "job").map(JobId).map_err(malformed)
+}
+
+fn random_id() -> Result<u128, Status> {
+    let mut bytes = [0_u8; 16];
+    getrandom::fill(&mut bytes).map_err(|_| to_status(ErrorCode::Internal, "no randomness"))?;
+    Ok(u128::from_be_bytes(bytes))
+}
+
+/// The store could not be asked.
+fn store_status(error: impl std::fmt::Display) -> Status {
+    tracing::warn!(%error, "the state store cannot be read");
+    to_status(ErrorCode::Unavailable, "the state store does not answer; try again")
+}
+
+#[tonic::async_trait]
+impl Jobs for Services {
+    async fn create_job(
+        &self,
+        request: Request<CreateJobRequest>,
+    ) -> Result<Response<CreateJobResponse>, Status> {
+        let message = request.into_inner();
+        let client: ClientId = message.client.parse().map_err(|_| malformed(Malformed("client")))?;
+        let request: ExportRequest = required(message.request, "request").map_err(malformed)?;
+        let id = if message.job.is_empty() { JobId(random_id()?) } else { job_id(&message.job)? };
+        self.check_source(&request).await?;
+        let mut record = JobRecord::new(id, client, request, self.context.options.codec, self.context.now());
+        record.request_url = message.request_url;
+        self.clone().create(record, message.idempotency_key).await.map(Response::new)
+    }
+
+    async fn get_job(&self, request: Request<GetJobRequest>) -> Result<Response<GetJobResponse>, Status> {
+        let message = request.into_inner();
+        let view = self.find(job_id(&message.job)?, message.local_only).await?;
+        Ok(Response::new(GetJobResponse { job: Some(view) }))
+    }
+
+    async fn list_jobs(
+        &self,
+        request: Request<ListJobsRequest>,
+    ) -> Result<Response<ListJobsResponse>, Status> {
+        let message = request.into_inner();
+        let limit = if message.limit == 0 { LIST_LIMIT } else { message.limit as usize };
+        let jobs = self.list(limit, message.local_only).await?;
+        Ok(Response::new(ListJobsResponse { jobs }))
+    }
+
+    async fn stop_job(&self, request: Request<StopJobRequest>) -> Result<Response<StopJobResponse>, Status> {
+        self.clone().stop(job_id(&request.into_inner().job)?).await?;
+        Ok(Response::new(StopJobResponse {}))
+    }
+
+    async fn get_source(&self, _: Request<GetSourceRequest>) -> Result<Response<GetSourceResponse>, Status> {
+        self.call(Event::Source).await.map(Response::new)
+    }
+}

@@ -1,0 +1,5 @@
+//! The store over real etcd servers. They need `etcd` and `etcdctl`: `apt-get install etcd-server etcd-client`.
+
+mod cluster;
+mod servers;
+mod single;

@@ -1,0 +1,170 @@
+//! The HTTP door of `gateway` and `serve`: its options, what of them could never be right, and the running server.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Args;
+use flatbed_gateway::{Gateway, GatewayOptions, HostPolicy, PublicUrl};
+use flatbed_proto::reach::Coordinators;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::cli::Failure;
+use crate::options::listen_address;
+use crate::output::Output;
+use crate::{edge, places, rpc};
+
+/// Who may use the service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Auth {
+    /// Anyone who reaches it.
+    Open,
+    /// Clients of SMART Backend Services (not in this build yet).
+    Smart,
+}
+
+/// How clients get files that rest in a bucket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum FileLinks {
+    /// From the bucket itself, by a link of five minutes, where they take a file as it rests.
+    Redirect,
+    /// Always through this process, for buckets that clients cannot reach.
+    Off,
+}
+
+/// Options of the door.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Clients")]
+pub struct DoorArgs {
+    /// Public HTTP address: an IP address and a port, or localhost and a port.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080", value_parser = listen_address)]
+    pub listen: SocketAddr,
+
+    /// What clients see; the FHIR base is <URL>/fhir [default: http:// and the address].
+    #[arg(long, value_name = "URL")]
+    pub public_url: Option<PublicUrl>,
+
+    /// Who may use the service.
+    #[arg(long, value_name = "MODE", value_enum, default_value_t = Auth::Open)]
+    pub auth: Auth,
+
+    /// Allow --auth open on an address that others can reach.
+    #[arg(long)]
+    pub allow_open: bool,
+
+    /// Accept kick-offs without the Accept and Prefer headers.
+    #[arg(long)]
+    pub lenient_headers: bool,
+
+    /// How clients get files that rest in a bucket; from a folder they always come through this process.
+    #[arg(long, value_name = "MODE", value_enum, default_value_t = FileLinks::Redirect)]
+    pub file_links: FileLinks,
+}
+
+impl DoorArgs {
+    /// What could never be right, before anything is touched.
+    pub fn check(&self) -> Result<(), Failure> {
+        if self.auth == Auth::Smart {
+            return Err(Failure::usage(
+                "--auth smart (SMART Backend Services) is not in this build yet; use --auth open behind your own access control",
+            ));
+        }
+        if !self.listen.ip().is_loopback() && !self.allow_open {
+            return Err(Failure::usage(format!(
+                "--auth open on {} would give all patient data to anyone who reaches it; \
+                 listen on 127.0.0.1, or give --allow-open if something in front decides who may",
+                self.listen
+            )));
+        }
+        Ok(())
+    }
+
+    /// Listens, so that the address is known before anything is started.
+    pub async fn bind(&self) -> Result<BoundDoor, Failure> {
+        let listener = rpc::bind(self.listen, "--listen").await?;
+        let bound = listener.local_addr().context("cannot tell the address")?;
+        let public_url = match &self.public_url {
+            Some(url) => url.clone(),
+            None => {
+                format!("http://{bound}").parse().context("the address makes no URL; give --public-url")?
+            }
+        };
+        Ok(BoundDoor { listener, public_url })
+    }
+}
+
+/// A door whose address is taken.
+pub struct BoundDoor {
+    listener: TcpListener,
+    /// What clients see.
+    pub public_url: PublicUrl,
+}
+
+impl BoundDoor {
+    /// Lets clients in.
+    pub fn open(self, args: &DoorArgs, coordinators: Coordinators, output: &Output) -> Door {
+        let options = GatewayOptions {
+            public_url: self.public_url,
+            hosts: if args.allow_open { HostPolicy::Any } else { HostPolicy::LocalOrPublic },
+            lenient_headers: args.lenient_headers,
+            require_token: false,
+        };
+        let mut gateway = Gateway::new(coordinators, output.objects.clone(), options, Arc::new(places::now));
+        if let (FileLinks::Redirect, Some(links)) = (args.file_links, &output.links) {
+            gateway = gateway.with_links(links.clone());
+        }
+        let stop = CancellationToken::new();
+        let server = edge::serve(self.listener, gateway.router(), stop.clone());
+        Door { server, stop }
+    }
+}
+
+/// An open door.
+pub struct Door {
+    server: JoinHandle<()>,
+    stop: CancellationToken,
+}
+
+impl Door {
+    /// Lets nobody in any more, and lets those inside finish for this long.
+    pub async fn close(mut self, patience: Duration) {
+        self.stop.cancel();
+        if tokio::time::timeout(patience, &mut self.server).await.is_err() {
+            tracing::warn!("downloads in progress are cut off; clients can resume them elsewhere or later");
+            self.server.abort();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Only {
+        #[command(flatten)]
+        door: DoorArgs,
+    }
+
+    fn checked(args: &[&str]) -> Result<(), String> {
+        let only = Only::try_parse_from(["x"].iter().chain(args)).map_err(|error| error.to_string())?;
+        only.door.check().map_err(|failure| failure.to_string())
+    }
+
+    #[test]
+    fn what_would_open_the_door_by_accident_is_refused() {
+        assert_eq!(checked(&[]), Ok(()));
+        assert_eq!(checked(&["--listen", "[::1]:8080"]), Ok(()));
+        assert!(checked(&["--listen", "0.0.0.0:8080"]).unwrap_err().contains("--allow-open"));
+        assert_eq!(checked(&["--listen", "0.0.0.0:8080", "--allow-open"]), Ok(()));
+        assert!(checked(&["--auth", "smart"]).unwrap_err().contains("not in this build yet"));
+        assert_eq!(checked(&["--listen", "localhost:8080", "--public-url", "https://ehr.example/a"]), Ok(()));
+        assert!(checked(&["--public-url", "https://ehr.example/{a}"]).unwrap_err().contains("its path"));
+        assert_eq!(checked(&["--file-links", "off"]), Ok(()));
+        assert!(checked(&["--file-links", "sometimes"]).unwrap_err().contains("redirect"));
+    }
+}
