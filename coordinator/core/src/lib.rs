@@ -7,6 +7,7 @@
 //! - [`plan`]: from what a source says to tasks sized by bytes.
 //! - [`merge`]: which small files are joined, and whether a worker joined them.
 //! - [`manifest`]: from the ledger to the files of the result.
+//! - [`schedule`]: who works on what: fair shares, stealing, second attempts.
 //! - [`progress`]: how far a job is, never backwards.
 //!
 //! It does not know how records are encoded, which store keeps them, or how workers are reached.

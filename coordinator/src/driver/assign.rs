@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use flatbed_coordinator_core::job::{Holder, Input};
 use flatbed_coordinator_core::schedule::{Action, Demand, Ended, Seat};
 use flatbed_proto::wire::lease as lease_wire;
+use flatbed_types::job::JobState;
 use flatbed_types::{Instant, JobId, SessionId, Token};
 
 use super::{CoordinatorSender, Driver, Owned};
@@ -95,7 +96,11 @@ fn demands(jobs: &BTreeMap<JobId, Owned>, now: Instant) -> Vec<Demand<'_>> {
                 job: *job,
                 client: &record.client,
                 source: record.pin.as_ref().map(|pin| pin.source.as_str()),
-                tasks: owned.machine.plan_tasks(),
+                // Plan and resolve tasks are rounds of one task: any job starts quickly.
+                tasks: match record.state {
+                    JobState::Planning | JobState::Resolving => 1,
+                    _ => owned.machine.plan_tasks(),
+                },
                 waiting,
                 running,
                 weight: WEIGHT,

@@ -11,7 +11,14 @@ use flatbed_types::job::{JobRecord, JobState};
 
 use super::io::ObjectWork;
 use super::{Driver, Reported, workers};
+use crate::CoordinatorOptions;
 use crate::objects::{self, Orphans};
+
+/// No seal is larger: what a crash redoes stays bounded.
+const LARGEST_SEAL: u64 = 4 << 30;
+
+/// No seal waits longer, for the same reason.
+const LONGEST_SEAL_MS: u64 = 300_000;
 
 pub(super) fn perform(driver: &mut Driver, id: JobId, output: Output) {
     let Some(owned) = driver.jobs.get(&id) else { return };
@@ -102,6 +109,7 @@ fn grant(driver: &mut Driver, id: JobId, holder: &Holder, spec: GrantSpec) {
 
 fn grant_message(driver: &Driver, record: &JobRecord, holder: &Holder, spec: GrantSpec) -> lease_wire::Grant {
     let options = &driver.options;
+    let (seal_bytes, seal_ms) = seal_rule(options, record.estimate.bytes);
     let (kind, lane) = kind_to_wire(&spec.kind);
     let keys = spec.round.checked_sub(1).and_then(|index| record.key_lists.get(index as usize));
     lease_wire::Grant {
@@ -125,9 +133,37 @@ fn grant_message(driver: &Driver, record: &JobRecord, holder: &Holder, spec: Gra
         output: Some(lease_wire::Output {
             root: objects::root_of(options, record),
             codec: record.codec.to_wire(),
-            file_bytes: options.target_file_size,
-            seal_bytes: options.seal_bytes,
-            seal_ms: options.seal_ms,
+            file_bytes: options.target_file_size.max(seal_bytes),
+            seal_bytes,
+            seal_ms,
         }),
+    }
+}
+
+/// When a worker seals what it has (`decisions.md` 2): larger and later where the job would otherwise have more files
+/// than it may, since joining them would cost every byte a second time.
+fn seal_rule(options: &CoordinatorOptions, expected_bytes: u64) -> (u64, u64) {
+    let average = expected_bytes / options.max_files.max(1) as u64;
+    // A quarter more than the average: ranges and lanes end where they end.
+    let needed = (average + average / 4).min(LARGEST_SEAL);
+    let crowded = needed > options.seal_bytes / 2;
+    let seal_ms = if crowded { options.seal_ms.max(LONGEST_SEAL_MS) } else { options.seal_ms };
+    (options.seal_bytes.max(needed), seal_ms)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jobs_that_would_have_too_many_files_seal_later() {
+        let options = CoordinatorOptions::default();
+        assert_eq!(seal_rule(&options, 0), (512 << 20, 60_000));
+        assert_eq!(seal_rule(&options, 1 << 40), (512 << 20, 60_000), "a terabyte");
+        let (bytes, ms) = seal_rule(&options, 40 << 40);
+        assert!(bytes > 1 << 29 && bytes < 2 << 30, "{bytes}");
+        assert_eq!(ms, 300_000);
+        assert!((40 << 40) / bytes < options.max_files as u64);
+        assert_eq!(seal_rule(&options, u64::MAX).0, 4 << 30);
     }
 }

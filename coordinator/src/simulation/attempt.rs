@@ -192,7 +192,8 @@ impl<'a> Work<'a> {
         let world = &self.life.world;
         if world.fault("attempt fails", world.faults.attempt_fails) {
             world.sleep(world.below(500)).await;
-            let codes = [ErrorCode::Unavailable, ErrorCode::Unavailable, ErrorCode::Throttled, ErrorCode::Internal];
+            let codes =
+                [ErrorCode::Unavailable, ErrorCode::Unavailable, ErrorCode::Throttled, ErrorCode::Internal];
             return Err(failed(codes[world.below(4) as usize]).into());
         }
         match self.kind {
@@ -227,8 +228,7 @@ impl<'a> Work<'a> {
 
     /// Writes an object. What failed is written again: the name is the attempt's own.
     async fn put(&self, key: String, bytes: Vec<u8>) -> Result<ObjectPointer, End> {
-        let pointer =
-            ObjectPointer { sha256: Sha256::digest(&bytes).into(), size: bytes.len() as u64, key };
+        let pointer = ObjectPointer { sha256: Sha256::digest(&bytes).into(), size: bytes.len() as u64, key };
         let path = Path::from(pointer.key.as_str());
         let payload = PutPayload::from(bytes);
         if self.life.world.is_sabotaged(Sabotage::CommitBeforeSeal) {
@@ -248,7 +248,9 @@ impl<'a> Work<'a> {
         let path = Path::from(key);
         for _ in 0..OBJECT_TRIES {
             match self.life.objects.get(&path).await {
-                Ok(found) => return Ok(found.bytes().await.map_err(|_| failed(ErrorCode::Unavailable))?.into()),
+                Ok(found) => {
+                    return Ok(found.bytes().await.map_err(|_| failed(ErrorCode::Unavailable))?.into());
+                }
                 Err(object_store::Error::NotFound { .. }) => {
                     self.life.world.note("object to read is gone", &[]);
                     return Err(failed(ErrorCode::StorageFailed).into());
@@ -407,8 +409,7 @@ impl<'a> Work<'a> {
             }
             let is_last = rows.get(at).filter(in_range).is_none();
             let left = rows.len().saturating_sub(at) as u64 * ROW_BYTES;
-            *self.running.standing() =
-                (Volume { rows: at as u64, bytes: at as u64 * ROW_BYTES }, left);
+            *self.running.standing() = (Volume { rows: at as u64, bytes: at as u64 * ROW_BYTES }, left);
             let drained = self.running.is_drained();
             if !is_last && !drained && (open.len() as u64) < self.seal {
                 continue;

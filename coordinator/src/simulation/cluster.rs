@@ -152,9 +152,10 @@ impl Cluster {
 
     /// Stops it in order; gone when it returns, unless something else has ended it meanwhile.
     pub async fn stop(&self, place: usize) {
-        let taken = self.process(place).as_mut().and_then(|process| {
-            Some((process.live.clone(), process.coordinator.take()?))
-        });
+        let taken = self
+            .process(place)
+            .as_mut()
+            .and_then(|process| Some((process.live.clone(), process.coordinator.take()?)));
         let Some((live, coordinator)) = taken else { return };
         self.world.note("coordinator stops", &[place as u64]);
         coordinator.stop().await;

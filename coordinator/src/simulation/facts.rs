@@ -73,12 +73,7 @@ impl JobFacts {
     }
 
     /// Takes a change over, or says which rule it breaks.
-    pub fn change(
-        &mut self,
-        changes: JobChanges,
-        objects: &Objects,
-        world: &World,
-    ) -> Result<(), String> {
+    pub fn change(&mut self, changes: JobChanges, objects: &Objects, world: &World) -> Result<(), String> {
         self.check_fence(&changes, world)?;
         if let Some(stop) = changes.stop {
             self.stop = stop;
@@ -131,7 +126,9 @@ impl JobFacts {
         if (epoch, seq) != (old_epoch + 1, 0) {
             return Err(format!("I4: the fence went from {old_epoch}.{old_seq} to {epoch}.{seq}"));
         }
-        if !owns_nothing || changes.record.is_some() || changes.owner.flatten().map(|owner| owner.0) != Some(epoch)
+        if !owns_nothing
+            || changes.record.is_some()
+            || changes.owner.flatten().map(|owner| owner.0) != Some(epoch)
         {
             return Err("I4: a claim changed more than the fence and the owner".to_owned());
         }
@@ -314,7 +311,12 @@ impl JobFacts {
             if !self.replaced.insert(*nonce) {
                 return Err("a file was merged twice".to_owned());
             }
-            lines += of.outputs.iter().filter(|output| output.nonce == *nonce).map(|output| output.lines).sum::<u64>();
+            lines += of
+                .outputs
+                .iter()
+                .filter(|output| output.nonce == *nonce)
+                .map(|output| output.lines)
+                .sum::<u64>();
             let suffix = format!("-{nonce}.");
             self.named.retain(|key, _| !key.contains(&suffix));
         }
@@ -371,7 +373,8 @@ impl JobFacts {
         if matches!(record.state, JobState::Deleting | JobState::Gone) {
             return None;
         }
-        let pointers = [&record.draft, &record.roster, &record.merges, &record.manifest].into_iter().flatten();
+        let pointers =
+            [&record.draft, &record.roster, &record.merges, &record.manifest].into_iter().flatten();
         let folds = self.folds.values().map(|fold| &fold.object);
         let mut pointers = pointers.chain(&record.plans).chain(&record.key_lists).chain(folds);
         if pointers.any(|pointer| pointer.key == key) {

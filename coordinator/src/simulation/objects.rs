@@ -136,11 +136,7 @@ impl ObjectStore for ObjectClient {
         Ok(PutResult { e_tag: None, version: None, extensions: Default::default() })
     }
 
-    async fn put_multipart_opts(
-        &self,
-        _: &Path,
-        _: PutMultipartOptions,
-    ) -> Result<Box<dyn MultipartUpload>> {
+    async fn put_multipart_opts(&self, _: &Path, _: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
         Err(Error::NotImplemented { operation: "multipart".to_owned(), implementer: "simulated".to_owned() })
     }
 
@@ -154,10 +150,7 @@ impl ObjectStore for ObjectClient {
         Ok(GetResult { payload, meta, range, attributes: Default::default(), extensions: Default::default() })
     }
 
-    fn delete_stream(
-        &self,
-        locations: BoxStream<'static, Result<Path>>,
-    ) -> BoxStream<'static, Result<Path>> {
+    fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
         let client = Arc::new(ObjectClient { store: self.store.clone(), node: self.node.clone() });
         let delete = move |location: Result<Path>| {
             let client = client.clone();

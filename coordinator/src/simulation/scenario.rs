@@ -32,6 +32,9 @@ const END_WITHIN: Millis = 180_000;
 /// Until when objects of a deleted job may be left: the second deletion comes a quarter of an hour after the first.
 const SWEPT_WITHIN: Millis = 20 * 60_000;
 
+/// Tries of a call once everything is whole again: then coordinators must answer.
+const ANSWERS: u32 = 200;
+
 /// Of so many seeds one is followed until deleted jobs are swept.
 const SWEEP_EVERY: u64 = 16;
 
@@ -149,6 +152,7 @@ impl Scenario {
                 idempotency_key: String::new(),
                 job: u128_bytes(job.0),
             };
+            let mut patience = ANSWERS;
             while ask(&cluster, |services| {
                 let message = message.clone();
                 async move { services.create_job(Request::new(message)).await.map(drop) }
@@ -157,6 +161,11 @@ impl Scenario {
             .is_err()
             {
                 world.sleep(300).await;
+                patience -= u32::from(world.is_healed());
+                if patience == 0 {
+                    world.violated(|| format!("L1: {job} cannot be kicked off"));
+                    return false;
+                }
             }
             world.note("kicked off", &[]);
             if world.chance(250) {
@@ -272,17 +281,19 @@ impl Scenario {
 
 async fn stop(cluster: &Cluster, job: JobId) {
     let world = &cluster.world;
-    loop {
+    let mut patience = ANSWERS;
+    while patience > 0 {
+        patience -= u32::from(world.is_healed());
         let message = StopJobRequest { job: u128_bytes(job.0) };
-        let stopped = ask(cluster, |services| async move {
-            services.stop_job(Request::new(message)).await.map(drop)
-        });
+        let stopped =
+            ask(cluster, |services| async move { services.stop_job(Request::new(message)).await.map(drop) });
         match stopped.await {
             Ok(()) => return world.note("stopped", &[]),
             Err(Code::NotFound) => return,
             Err(_) => world.sleep(400).await,
         }
     }
+    world.violated(|| format!("L1: {job} cannot be stopped"));
 }
 
 /// What a collector without the rule of dead attempts would do: what no commit names after a second is no one's.
@@ -291,7 +302,8 @@ async fn collect_by_age(cluster: Arc<Cluster>, objects: Arc<Objects>, checker: A
     loop {
         cluster.world.sleep(1_000).await;
         let keys = objects.keys("").into_iter().filter(|key| key.contains("/d/")).collect::<BTreeSet<_>>();
-        let named = |key: &String| checker.jobs().values().any(|facts| facts.files().contains_key(key.as_str()));
+        let named =
+            |key: &String| checker.jobs().values().any(|facts| facts.files().contains_key(key.as_str()));
         for old in keys.intersection(&seen).filter(|key| !named(key)) {
             cluster.objects.delete(old);
         }

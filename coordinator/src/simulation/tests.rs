@@ -137,7 +137,9 @@ fn seeds() {
     let (failed, counts) = run(from, count, None);
     for (seed, violation) in &failed {
         eprintln!("seed {seed}: {violation}");
-        eprintln!("  again: FLATBED_SIM_SEED={seed} cargo nextest run -p flatbed-coordinator simulation::tests::seeds");
+        eprintln!(
+            "  again: FLATBED_SIM_SEED={seed} cargo nextest run -p flatbed-coordinator simulation::tests::seeds"
+        );
     }
     assert!(failed.is_empty(), "{} seeds of {count} break a rule", failed.len());
     for (name, count) in &counts {
@@ -172,7 +174,10 @@ fn is_found(sabotage: Sabotage, rules: &[&str]) {
     let (failed, _) = run(0, FOUND_WITHIN, Some(sabotage));
     let (seed, violation) = failed.first().unwrap_or_else(|| panic!("{sabotage:?} was not found"));
     eprintln!("{sabotage:?}: seed {seed}: {violation}");
-    assert!(rules.iter().any(|rule| violation.contains(rule)), "{sabotage:?} was found by chance: {violation}");
+    assert!(
+        rules.iter().any(|rule| violation.contains(rule)),
+        "{sabotage:?} was found by chance: {violation}"
+    );
 }
 
 #[test]

@@ -216,10 +216,12 @@ impl Life {
                 stream.link.silent.store(true, Ordering::Relaxed);
                 return;
             }
+            let running = self.state().running.values().map(|running| running.report()).collect();
+            let free_slots = self.free_slots(stream.place);
             let heartbeat = wire::Heartbeat {
                 number,
-                running: self.state().running.values().map(|running| running.report()).collect(),
-                free_slots: self.free_slots(stream.place),
+                running,
+                free_slots,
                 grants_received: grants,
                 prepared: true,
                 types: Vec::new(),

@@ -19,6 +19,8 @@ const FREEZE: Duration = Duration::from_secs(8);
 /// The longest time without an applied transaction. An election takes one to two seconds, on a busy machine, where votes
 /// split, a few of those; what was proposed meanwhile is lost and proposed again.
 const LONGEST_GAP: Duration = Duration::from_secs(6);
+/// When to give up on a cluster that should work.
+const STUCK: Duration = Duration::from_secs(30);
 
 fn fence(number: u64) -> Vec<u8> {
     number.to_be_bytes().to_vec()
@@ -51,8 +53,9 @@ struct Written {
 
 /// Proposes until the outcome is known, as the driver does. Only for the one writer of the fence.
 async fn propose(store: &dyn MetaStore, number: u64, written: &Written) {
-    let mut uncertain = false;
+    let (mut uncertain, start) = (false, Instant::now());
     loop {
+        assert!(start.elapsed() < STUCK, "no transaction applies");
         match store.txn(advance(number)).await {
             Ok(Outcome::Applied(_)) => return,
             Ok(Outcome::NotApplied(reads)) => {
@@ -136,7 +139,7 @@ async fn follow(store: Arc<dyn MetaStore>, written: Arc<Written>) -> (BTreeMap<V
 async fn until_written(written: &Written, more: u64) {
     let (start, from) = (Instant::now(), written.count.load(Ordering::Relaxed));
     while written.count.load(Ordering::Relaxed) < from + more {
-        assert!(start.elapsed() < Duration::from_secs(30), "no progress");
+        assert!(start.elapsed() < STUCK, "no progress");
         sleep(Duration::from_millis(20)).await;
     }
 }

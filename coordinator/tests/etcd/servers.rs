@@ -1,6 +1,7 @@
 //! Real etcd servers on free ports of this machine, in a folder of their own, killed at the end of a test.
 
-use std::net::TcpListener;
+use std::hash::{BuildHasher, Hasher};
+use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -39,10 +40,16 @@ impl Drop for Servers {
     }
 }
 
-fn free_ports<const N: usize>() -> [u16; N] {
-    // Held together, so that they differ.
-    let listeners = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").expect("a free port"));
-    listeners.map(|listener| listener.local_addr().expect("its address").port())
+/// A port that nothing listens on, below those that systems give to outgoing connections: one of these could take it
+/// before the server does, or while the server is down.
+fn free_port() -> u16 {
+    loop {
+        let random = std::hash::RandomState::new().build_hasher().finish();
+        let port = 12_000 + u16::try_from(random % 20_000).expect("a small number");
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 impl Servers {
@@ -58,10 +65,7 @@ impl Servers {
     ) -> Servers {
         let folder = tempfile::tempdir().expect("a folder for the servers");
         let extra = extra(folder.path());
-        let member = |_| {
-            let [client, peer] = free_ports();
-            Member { client, peer, process: None }
-        };
+        let member = |_| Member { client: free_port(), peer: free_port(), process: None };
         let members = (0..count).map(member).collect();
         let mut servers = Servers { folder, members, extra, scheme };
         for number in 0..count {
@@ -96,6 +100,21 @@ impl Servers {
             panic!("cannot start 'etcd' ({error}); install it: apt-get install etcd-server etcd-client")
         });
         self.members[number].process = Some(process);
+        self.listening(number);
+    }
+
+    /// Waits until a member takes connections.
+    fn listening(&mut self, number: usize) {
+        let start = Instant::now();
+        loop {
+            let member = &mut self.members[number];
+            let ended = member.process.as_mut().and_then(|process| process.try_wait().expect("a state"));
+            assert!(ended.is_none() && start.elapsed() < START, "m{number} does not start: {}", self.logs());
+            if TcpStream::connect(("127.0.0.1", member.client)).is_ok() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     fn log(&self, number: usize) -> PathBuf {

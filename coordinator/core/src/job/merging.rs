@@ -40,7 +40,12 @@ impl Job {
             return None;
         }
         let files = self.data_files();
-        let tasks = merge::plan(files, self.settings.max_files, self.settings.sizing.target_bytes);
+        // Two adjacent merged files are larger than one may be: with twice the average as bound the limit is in reach,
+        // also where the whole is larger than `max_files` files of the target size.
+        let total: u64 = files.iter().map(|file| file.input.output.raw_bytes).fold(0, u64::saturating_add);
+        let average = total / self.settings.max_files.max(1) as u64;
+        let target = self.settings.sizing.target_bytes.max(average.saturating_mul(2));
+        let tasks = merge::plan(files, self.settings.max_files, target);
         (!tasks.is_empty()).then(|| MergePlan { first_task: self.ledger.next_task().0, tasks })
     }
 

@@ -114,12 +114,12 @@ fn list(jobs: &[JobView], format: Format) -> Result<(), Failure> {
             vec![
                 job.record.id.to_string(),
                 state_name(job).to_owned(),
-                format!("{}%", job.permille / 10),
+                known(job, || format!("{}%", job.permille / 10)),
                 LevelOption(job.record.request.level.clone()).to_string(),
                 job.record.client.to_string(),
                 job.record.created.to_string(),
-                display::count(job.committed.rows),
-                display::bytes(job.committed.bytes),
+                known(job, || display::count(job.committed.rows)),
+                known(job, || display::bytes(job.committed.bytes)),
             ]
         })
         .collect();
@@ -139,13 +139,16 @@ fn show(job: &JobView, format: Format) -> Result<(), Failure> {
         ("job", record.id.to_string()),
         ("state", state_name(job).to_owned()),
         ("phase", job.phase.clone()),
-        ("done", format!("{}.{}%", job.permille / 10, job.permille % 10)),
+        ("done", known(job, || format!("{}.{}%", job.permille / 10, job.permille % 10))),
         ("level", LevelOption(record.request.level.clone()).to_string()),
         ("client", record.client.to_string()),
         ("started", record.created.to_string()),
-        ("tasks", format!("{} of {} done, {} running", job.tasks_done, job.tasks, job.running)),
-        ("committed", amount(job.committed.rows, job.committed.bytes)),
-        ("in flight", amount(job.in_flight.rows, job.in_flight.bytes)),
+        (
+            "tasks",
+            known(job, || format!("{} of {} done, {} running", job.tasks_done, job.tasks, job.running)),
+        ),
+        ("committed", known(job, || amount(job.committed.rows, job.committed.bytes))),
+        ("in flight", known(job, || amount(job.in_flight.rows, job.in_flight.bytes))),
         ("expected", amount(record.estimate.rows, record.estimate.bytes)),
     ];
     let optional = [
@@ -158,6 +161,11 @@ fn show(job: &JobView, format: Format) -> Result<(), Failure> {
     let lines: Vec<String> = rows.into_iter().map(|(name, value)| format!("{name:<17} {value}")).collect();
     data(lines.join("\n"))?;
     Ok(())
+}
+
+/// A figure that only the job's coordinator knows; while that is being replaced nobody does.
+fn known(job: &JobView, figure: impl FnOnce() -> String) -> String {
+    if job.progress_unknown { "?".to_owned() } else { figure() }
 }
 
 fn amount(rows: u64, bytes: u64) -> String {
@@ -205,6 +213,7 @@ fn as_json(job: &JobView) -> Value {
         "state": state_name(job),
         "phase": job.phase,
         "permille": job.permille,
+        "progressUnknown": job.progress_unknown,
         "level": LevelOption(record.request.level.clone()).to_string(),
         "types": record.request.types.iter().map(|each| each.name()).collect::<Vec<_>>(),
         "since": instant(record.request.since),

@@ -141,6 +141,27 @@ fn of_two_attempts_that_are_both_stuck_one_is_taken_back() {
 }
 
 #[test]
+fn who_does_not_move_makes_way_for_a_second_that_does_and_that_may_be_cut() {
+    let mut scheduler = scheduler();
+    let rooms = [room(1, 1, 0), room(2, 1, 0), room(3, 1, 1)];
+    let pair = |attempt| Lease { task: TaskId(7), ..lease(1, attempt, u128::from(attempt)) };
+    for beat in 0..=11 {
+        scheduler.report(beat * 3_000, &pair(1), progress(0, 900 * MB));
+    }
+    scheduler.attempt_began(33_000, &pair(2));
+    let wishes = [wish(1, "a", 50, 0, 2)];
+    assert_eq!(decide(&mut scheduler, 33_000, &wishes, &rooms), [], "it may hang too");
+    for beat in 12..=14 {
+        scheduler.report(beat * 3_000, &pair(1), progress(0, 900 * MB));
+        scheduler.report(beat * 3_000, &pair(2), progress(beat * MB, 900 * MB - beat * MB));
+    }
+    let taken_back = Action::Revoke { job: JobId(1), attempt: AttemptId(1), session: SessionId(1) };
+    assert_eq!(decide(&mut scheduler, 42_000, &wishes, &rooms), [taken_back]);
+    scheduler.attempt_ended(42_100, JobId(1), AttemptId(1), Ended::Revoked);
+    assert_eq!(cuts(&decide(&mut scheduler, 42_600, &[wish(1, "a", 50, 0, 1)], &rooms)), [2]);
+}
+
+#[test]
 fn a_crawling_attempt_counts_as_stuck_a_silent_one_does_not() {
     let mut scheduler = scheduler();
     let mut attempts: Vec<(u64, u64, u64)> = (1..=6).map(|n| (n, MB, 9_000 * MB)).collect();

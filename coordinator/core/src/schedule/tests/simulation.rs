@@ -228,12 +228,12 @@ impl World {
                 self.attempts.get_mut(&(job, attempt)).unwrap().cut_at = Some(now + CUT_MS);
             }
             Action::Revoke { job, attempt, .. } => {
-                let both = |of: &SimAttempt| of.task == self.attempts[&(job, attempt)].task;
-                let pair = self.attempts.iter().filter(|(of, other)| of.0 == job && both(other));
-                assert!(
-                    pair.map(|(_, other)| self.workers[other.worker].rate).eq([0, 0]),
-                    "only of stuck pairs"
-                );
+                let stuck = &self.attempts[&(job, attempt)];
+                assert_eq!(self.workers[stuck.worker].rate, 0, "only what does not move");
+                let of_task = |(of, other): &(&(JobId, AttemptId), &SimAttempt)| {
+                    of.0 == job && other.task == stuck.task
+                };
+                assert_eq!(self.attempts.iter().filter(of_task).count(), 2, "only of pairs");
                 self.end(job, attempt, Ended::Revoked);
             }
             Action::Yield { job, attempt, .. } => {
@@ -463,6 +463,6 @@ fn a_decision_is_cheap() {
         seat.free = 1;
     }
     let all_free = measure("all free", 10, 70_000, 0, &seats, &demands);
-    assert!(nothing_free < 2_000 && one_free < 5_000, "{nothing_free} {one_free}");
-    assert!(look < 50_000 && help < 50_000 && all_free < 200_000, "{look} {help} {all_free}");
+    assert!(nothing_free < 5_000 && one_free < 10_000, "{nothing_free} {one_free}");
+    assert!(look < 100_000 && help < 200_000 && all_free < 500_000, "{look} {help} {all_free}");
 }
