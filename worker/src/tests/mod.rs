@@ -213,7 +213,7 @@ impl World {
 
     pub fn worker(&self, seeds: &[&str], source: Arc<dyn Source>, slots: u32) -> Worker {
         let options = WorkerOptions {
-            id: "worker".parse::<WorkerId>().unwrap(),
+            id: "wrk_one".parse::<WorkerId>().unwrap(),
             slots,
             scratch: self.scratch.path().to_owned(),
             sort_budget: 1 << 20,
