@@ -23,7 +23,7 @@ struct Options {
 
 impl Options {
     fn parse() -> Result<Options> {
-        let mut options = Options { runs: 1, seed: 1, patients: 200, latency: Duration::from_millis(60) };
+        let mut options = Options { runs: 1, seed: 1, patients: 1_000, latency: Duration::from_millis(60) };
         let mut arguments = std::env::args().skip(1);
         while let Some(argument) = arguments.next() {
             let value = arguments.next().with_context(|| format!("{argument} needs a value"))?;

@@ -24,7 +24,7 @@ use super::objects::{Objects, SimObjects};
 use super::source::Source;
 use super::store::SimStore;
 use super::worker::Worker;
-use super::world::{Counts, Millis, World};
+use super::world::{Counts, Millis, Readers, World};
 
 /// How long after everything is whole again a job may take. Nothing in the design takes longer than a minute.
 const END_WITHIN: Millis = 180_000;
@@ -48,11 +48,11 @@ pub(super) struct Verdict {
 }
 
 /// Runs a seed on a runtime of its own, whose time jumps from timer to timer.
-pub(super) fn run(seed: u64, sabotage: Option<Sabotage>, readable: bool) -> Verdict {
+pub(super) fn run(seed: u64, sabotage: Option<Sabotage>, readers: Readers) -> Verdict {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     let runtime = runtime.expect("a runtime without I/O needs nothing of the system");
     runtime.block_on(async {
-        let world = Arc::new(World::new(seed, sabotage, readable));
+        let world = Arc::new(World::new(seed, sabotage, readers));
         Box::pin(Scenario::new(world.clone()).play()).await;
         let (violation, hash) = (world.violation(), world.hash());
         Verdict { violation, hash, counts: world.counts(), lines: world.lines() }

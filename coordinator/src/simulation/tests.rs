@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Sabotage;
 use super::scenario::{self, Verdict};
-use super::world::Counts;
+use super::world::{Counts, Readers};
 
 const SEEDS: u64 = 5_000;
 
@@ -111,7 +111,7 @@ fn run(from: u64, count: u64, sabotage: Option<Sabotage>) -> (Vec<(u64, String)>
             if seed >= from + count || enough {
                 break;
             }
-            let Verdict { violation, counts: of_seed, .. } = scenario::run(seed, sabotage, false);
+            let Verdict { violation, counts: of_seed, .. } = scenario::run(seed, sabotage, Readers::Nobody);
             if let Some(violation) = violation {
                 failed.lock().unwrap().push((seed, violation));
             }
@@ -127,8 +127,10 @@ fn run(from: u64, count: u64, sabotage: Option<Sabotage>) -> (Vec<(u64, String)>
 #[test]
 fn seeds() {
     if let Some(seed) = number("FLATBED_SIM_SEED") {
-        let verdict = scenario::run(seed, None, true);
-        verdict.lines.iter().for_each(|line| eprintln!("{line}"));
+        let logs = tracing_subscriber::fmt().without_time().with_ansi(false).with_writer(std::io::stderr);
+        let logs = logs.with_max_level(tracing::Level::DEBUG).finish();
+        let verdict =
+            tracing::subscriber::with_default(logs, || scenario::run(seed, None, Readers::Person));
         assert_eq!(verdict.violation, None, "seed {seed}");
         return;
     }
@@ -155,7 +157,7 @@ fn seeds() {
 #[test]
 fn same_seed_same_trace() {
     for seed in 0..60 {
-        let (first, again) = (scenario::run(seed, None, true), scenario::run(seed, None, true));
+        let (first, again) = (scenario::run(seed, None, Readers::Test), scenario::run(seed, None, Readers::Test));
         let differs = first.lines.iter().zip(&again.lines).find(|(one, other)| one != other);
         assert_eq!(differs, None, "seed {seed}");
         assert_eq!((first.hash, first.counts), (again.hash, again.counts), "seed {seed}");
@@ -166,7 +168,7 @@ fn same_seed_same_trace() {
 #[test]
 fn different_seeds_have_different_traces() {
     let hashes: std::collections::BTreeSet<u64> =
-        (0..20).map(|seed| scenario::run(seed, None, false).hash).collect();
+        (0..20).map(|seed| scenario::run(seed, None, Readers::Nobody).hash).collect();
     assert_eq!(hashes.len(), 20);
 }
 

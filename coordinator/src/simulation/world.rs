@@ -104,6 +104,16 @@ impl Faults {
     }
 }
 
+/// Who wants to read the trace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Readers {
+    Nobody,
+    /// A test that compares it.
+    Test,
+    /// A person: it is printed as it grows.
+    Person,
+}
+
 /// One seed's world.
 pub(super) struct World {
     pub seed: u64,
@@ -118,17 +128,18 @@ struct Inner {
     rng: Rng,
     hash: u64,
     counts: Counts,
-    /// The trace as text, where somebody wants to read it.
-    lines: Option<Vec<String>>,
+    readers: Readers,
+    /// The trace as text.
+    lines: Vec<String>,
     violation: Option<String>,
 }
 
 impl World {
-    pub fn new(seed: u64, sabotage: Option<Sabotage>, readable: bool) -> World {
+    pub fn new(seed: u64, sabotage: Option<Sabotage>, readers: Readers) -> World {
         let mut rng = Rng::new(seed);
         let faults = Faults::draw(&mut rng);
-        let lines = readable.then(Vec::new);
-        let inner = Inner { rng, hash: seed, counts: Counts::new(), lines, violation: None };
+        let (counts, lines) = (Counts::new(), Vec::new());
+        let inner = Inner { rng, hash: seed, counts, readers, lines, violation: None };
         World {
             seed,
             sabotage,
@@ -210,12 +221,16 @@ impl World {
         mix(name.len() as u64 | u64::from(name.as_bytes()[0]) << 8);
         parts.iter().for_each(|part| mix(*part));
         inner.hash = hash;
-        if let Some(lines) = &mut inner.lines {
-            let mut line = format!("{:>9.3} {name}", now.as_secs_f64());
-            for part in parts {
-                let _ = write!(line, " {part:x}");
-            }
-            lines.push(line);
+        if inner.readers == Readers::Nobody {
+            return;
+        }
+        let mut line = format!("{:>9.3} {name}", now.as_secs_f64());
+        for part in parts {
+            let _ = write!(line, " {part:x}");
+        }
+        match inner.readers {
+            Readers::Person => eprintln!("{line}"),
+            Readers::Test | Readers::Nobody => inner.lines.push(line),
         }
     }
 
@@ -225,11 +240,8 @@ impl World {
             return;
         }
         let (text, now) = (what(), self.now());
-        let mut inner = self.inner();
-        if let Some(lines) = &mut inner.lines {
-            lines.push(format!("{now:>5} ms: VIOLATED: {text}"));
-        }
-        inner.violation = Some(format!("after {now} ms: {text}"));
+        self.note("RULE BROKEN", &[]);
+        self.inner().violation = Some(format!("after {now} ms: {text}"));
     }
 
     pub fn violation(&self) -> Option<String> {
@@ -245,7 +257,7 @@ impl World {
     }
 
     pub fn lines(&self) -> Vec<String> {
-        self.inner().lines.clone().unwrap_or_default()
+        self.inner().lines.clone()
     }
 }
 

@@ -309,11 +309,14 @@ impl Cluster {
                 let of_line = |line: &str| line.strip_prefix(name)?.trim().parse::<f64>().ok();
                 page.lines().find_map(of_line).unwrap_or(0.0)
             };
-            let ended = ["complete", "failed", "cancelled", "deleting", "gone"];
-            if value("flatbed_tasks_running ") > 0.0 {
+            let is_any = |states: &[&str]| {
+                states.iter().any(|state| value(&format!("flatbed_jobs{{state=\"{state}\"}} ")) > 0.0)
+            };
+            // An attempt of a job that is being planned writes nothing.
+            if value("flatbed_tasks_running ") > 0.0 && is_any(&["running", "resolving", "merging"]) {
                 return Work::Running;
             }
-            if ended.iter().any(|state| value(&format!("flatbed_jobs{{state=\"{state}\"}} ")) > 0.0) {
+            if is_any(&["complete", "failed", "cancelled", "deleting", "gone"]) {
                 return Work::Over;
             }
             if value("flatbed_jobs_owned ") > 0.0 {

@@ -62,6 +62,14 @@ pub(super) fn classify(endpoint: &str, error: &Error) -> Class {
     }
 }
 
+/// What went wrong, in a few words.
+pub(super) fn text(error: &Error) -> String {
+    match error {
+        Error::GRpcStatus(status) => status.message().to_owned(),
+        other => other.to_string(),
+    }
+}
+
 fn of_status(endpoint: &str, status: &tonic::Status) -> Class {
     let text = status.message();
     let said = format!("etcd {endpoint}: {text}");

@@ -18,7 +18,7 @@ use etcd_client::{Event, WatchResponse, WatchStream};
 use futures::StreamExt;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout, timeout_at};
 
-use super::errors::Class;
+use super::errors::{Class, text};
 use super::keys::Span;
 use super::race::{Answer, DEADLINE, Kind, race};
 use super::{Inner, MAX_ANSWER, described, signed};
@@ -118,7 +118,7 @@ impl Follower {
             };
             match message {
                 Err(_) => break self.failed("no word for 3 s"),
-                Ok(Err(error)) => break self.failed(&error.to_string()),
+                Ok(Err(error)) => break self.failed(&text(&error)),
                 Ok(Ok(None)) => break self.failed("the member ended the watch"),
                 Ok(Ok(Some(response))) => match self.pass_on(&response).await {
                     Ok(true) => heard = Instant::now(),
