@@ -6,7 +6,7 @@
 //! leave this module.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use flatbed_proto::convert::{Wire, required, u128_bytes, u128_from};
 use flatbed_proto::reach::Coordinators;
@@ -15,6 +15,7 @@ use flatbed_proto::wire::job as wire;
 use flatbed_proto::wire::job::jobs_client::JobsClient;
 use flatbed_types::job::{JobRecord, Volume};
 use flatbed_types::{ClientId, ErrorCode, ExportRequest, JobId, ResourceType, caps};
+use tokio::time::Instant;
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
 

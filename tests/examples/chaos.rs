@@ -1,6 +1,7 @@
 //! Exports under kills, pauses, partitions and a faulty object store, each judged by the oracle. Run by `tests/chaos`, in
 //! release.
 
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -23,7 +24,7 @@ struct Options {
 
 impl Options {
     fn parse() -> Result<Options> {
-        let mut options = Options { runs: 1, seed: 1, patients: 1_000, latency: Duration::from_millis(60) };
+        let mut options = Options { runs: 1, seed: 1, patients: 1_600, latency: Duration::from_millis(60) };
         let mut arguments = std::env::args().skip(1);
         while let Some(argument) = arguments.next() {
             let value = arguments.next().with_context(|| format!("{argument} needs a value"))?;
@@ -41,7 +42,17 @@ impl Options {
 }
 
 #[tokio::main]
-async fn main() -> Result<()> {
+async fn main() -> ExitCode {
+    match run().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("tests/chaos: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run() -> Result<()> {
     let options = Options::parse()?;
     let started = Instant::now();
     let all = tempfile::tempdir()?;
@@ -67,7 +78,7 @@ async fn main() -> Result<()> {
                 std::fs::remove_dir_all(&room)?;
             }
             Err(error) => {
-                eprintln!("{:>4}/{} seed {seed} FAILED: {error:?}", number + 1, options.runs);
+                eprintln!("{:>4}/{} seed {seed} FAILED: {error:#}", number + 1, options.runs);
                 failed.push(seed);
                 // Whatever it left in the servers is not the next one's business.
                 drop(backends.take());

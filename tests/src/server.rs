@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::ports::free_port;
 use crate::process::{Running, Usage, flatbed};
+use crate::servers::Variables;
 
 /// How long a start may take before it counts as failed: a first start puts the lake in order.
 const START_TIME: Duration = Duration::from_secs(180);
@@ -24,6 +25,8 @@ pub struct ServerOptions {
     pub admin_port: u16,
     /// Everything else.
     pub options: Vec<String>,
+    /// What it needs in its environment, as to reach an object store.
+    pub environment: Variables,
 }
 
 impl ServerOptions {
@@ -35,6 +38,7 @@ impl ServerOptions {
             port: free_port()?,
             admin_port: free_port()?,
             options: ["--auth", "open"].map(str::to_owned).to_vec(),
+            environment: Variables::new(),
         })
     }
 
@@ -52,6 +56,7 @@ impl ServerOptions {
         command.arg("serve").arg("--source").arg(&self.source).arg("--data-dir").arg(&self.data_dir);
         command.arg("--listen").arg(format!("127.0.0.1:{}", self.port));
         command.arg("--admin-listen").arg(format!("127.0.0.1:{}", self.admin_port)).args(&self.options);
+        command.envs(self.environment.clone());
         let running = Running::start(&mut command, &logs, &logs)?;
         Ok(Server {
             running,

@@ -196,12 +196,16 @@ impl Cluster {
             Input::Claimed(revision, job, epoch) => {
                 let owner = Owner { coordinator: self.me.clone(), epoch };
                 let entry = self.entry(now, job);
-                if entry.ours == Ours::Claiming {
-                    entry.ours = Ours::Owned { epoch, revision };
-                    entry.owner = Some(owner);
-                } else {
+                match entry.ours {
+                    // Two claims of ours may be under way, where the lease ended during the first: the later one
+                    // counts, whichever ends first.
+                    Ours::Owned { epoch: known, .. } | Ours::Leaving { epoch: known, .. } if known > epoch => {}
+                    Ours::Claiming | Ours::Owned { .. } | Ours::Leaving { .. } => {
+                        entry.ours = Ours::Owned { epoch, revision };
+                        entry.owner = Some(owner);
+                    }
                     // The lease ended while the claim was under way.
-                    out.push(Output::Drop(job));
+                    Ours::No => out.push(Output::Drop(job)),
                 }
             }
             Input::ClaimFailed(job) => {
@@ -485,6 +489,21 @@ mod tests {
         // A claim that was under way when the lease ended is not ours.
         step(&mut a, 8, Input::LeaseLost);
         assert_eq!(step(&mut a, 9, Input::Claimed(50, JobId(0), Epoch(9))), [Output::Drop(JobId(0))]);
+    }
+
+    #[test]
+    fn of_two_claims_that_cross_the_later_counts() {
+        for order in [[2, 3], [3, 2]] {
+            let (mut a, out) = joined("a", picture(&["a"], 1, &[]));
+            assert_eq!(out, [Output::Claim(JobId(0))]);
+            step(&mut a, 5, Input::LeaseLost);
+            assert_eq!(step(&mut a, 6, Input::Joined), [Output::Claim(JobId(0))]);
+            for epoch in order {
+                assert_eq!(step(&mut a, 7, Input::Claimed(50 + epoch, JobId(0), Epoch(epoch))), [], "{order:?}");
+            }
+            let fenced = Some(Owner { coordinator: id("b"), epoch: Epoch(4) });
+            assert_eq!(step(&mut a, 8, Input::Owner(54, JobId(0), fenced)), [Output::Drop(JobId(0))]);
+        }
     }
 
     #[test]

@@ -55,6 +55,10 @@ impl Driver {
 
     fn adopt(&mut self, id: JobId, claimed: Claimed) {
         let Claimed { revision, epoch, stored } = claimed;
+        if self.jobs.get(&id).is_some_and(|owned| owned.epoch > epoch) {
+            // An earlier claim of ours that took longer to load: the later one has fenced it.
+            return;
+        }
         let root = objects::root_of(&self.options, &stored.record);
         let machine = Job::load(stored, epoch, root, self.options.job_settings());
         let live: BTreeSet<AttemptId> = machine.leases().map(|(attempt, _)| attempt).collect();

@@ -9,6 +9,7 @@
 //!   is of the epoch that grants it.
 //! - I5: no job completes once it was asked to stop; what has ended does not come back; a result does not change.
 //! - I7: no object, nonce or attempt is ever used twice.
+//! - L2: a grant is for what remains of its task.
 //! - I9: the moment, the source and the plans of a job never change once they are set.
 
 use std::collections::BTreeMap;
@@ -19,7 +20,7 @@ use flatbed_proto::frame;
 use flatbed_types::job::{JobRecord, JobState};
 use flatbed_types::layout::{self, MetaKeys, attempt_of};
 use flatbed_types::task::{CommitRecord, FoldRecord, TaskRecord};
-use flatbed_types::{Epoch, JobId, Nonce, TaskId};
+use flatbed_types::{AttemptId, Epoch, JobId, KeyRange, Nonce, SessionId, TaskId};
 
 use super::facts::JobFacts;
 use super::objects::Objects;
@@ -79,6 +80,15 @@ impl Checker {
             if let Err(broken) = facts.change(changes, &self.objects, &self.world) {
                 self.world.violated(|| format!("{job}: {broken}"));
             }
+        }
+    }
+
+    /// A worker received a grant.
+    pub fn granted(&self, job: JobId, attempt: AttemptId, session: SessionId, range: &KeyRange) {
+        let jobs = self.jobs();
+        let Some(facts) = jobs.get(&job) else { return };
+        if let Err(broken) = facts.check_grant(attempt, session, range) {
+            self.world.violated(|| format!("{job}: {broken}"));
         }
     }
 

@@ -31,7 +31,8 @@ pub(super) struct JobFacts {
     plans: Vec<Plan>,
     /// The round and lane of every extract task that was seen.
     lanes: BTreeMap<TaskId, (u32, Lane)>,
-    attempts: BTreeMap<AttemptId, SessionId>,
+    /// Who was ever granted what.
+    attempts: BTreeMap<AttemptId, (SessionId, KeyRange)>,
     segments: BTreeSet<(AttemptId, u32)>,
     nonces: BTreeSet<Nonce>,
     replaced: BTreeSet<Nonce>,
@@ -82,9 +83,11 @@ impl JobFacts {
         if let Some(record) = changes.record {
             self.change_record(record, objects, world)?;
         }
+        if changes.tasks.is_empty() && changes.commits.is_empty() && changes.folds.is_empty() {
+            return self.check_coverage();
+        }
         // What was allowed before: a commit and the end of its task come in one transaction.
-        let before = std::mem::take(&mut self.tasks);
-        self.tasks.clone_from(&before);
+        let before = self.tasks.clone();
         for (id, task) in changes.tasks {
             self.change_task(id, task, &before, world)?;
         }
@@ -212,7 +215,8 @@ impl JobFacts {
             if Some(attempt.id.epoch().0) != self.fence.map(|(epoch, _)| epoch) {
                 return Err("I4: an attempt of another epoch than the owner's".to_owned());
             }
-            if self.attempts.insert(attempt.id, attempt.session).is_some() {
+            let granted = (attempt.session, task.range.clone());
+            if self.attempts.insert(attempt.id, granted).is_some() {
                 return Err("I7: an attempt was granted twice".to_owned());
             }
             world.note("granted", &[attempt.id.0]);
@@ -367,6 +371,16 @@ impl JobFacts {
         }
     }
 
+    /// L2: a worker is asked for what remains, and for nothing that was committed before the grant.
+    pub fn check_grant(&self, attempt: AttemptId, session: SessionId, range: &KeyRange) -> Result<(), String> {
+        // One that was granted and withdrawn in the same transaction leaves no trace, and can never commit.
+        let Some((holder, granted)) = self.attempts.get(&attempt) else { return Ok(()) };
+        match *holder == session && range.lo == granted.lo && range.hi >= granted.hi {
+            true => Ok(()),
+            false => Err("L2: a grant is not what remains of its task".to_owned()),
+        }
+    }
+
     /// Why an object must stay, if it must.
     pub fn needs(&self, key: &str, attempt: Option<AttemptId>, nonce: Option<Nonce>) -> Option<&'static str> {
         let record = self.record.as_ref()?;
@@ -387,6 +401,16 @@ impl JobFacts {
         let allowed = self.tasks.values().flat_map(|task| &task.allowed);
         let is_allowed = allowed.into_iter().any(|allowed| Some(allowed.id) == attempt);
         (is_allowed && !is_replaced).then_some("may still be committed")
+    }
+
+    /// The fewest files that merging may leave: files of different types and rounds are not joined.
+    pub fn least_files(&self) -> usize {
+        let data = |commit: &CommitRecord| {
+            let round = commit.round;
+            let of = commit.outputs.iter().filter(|output| output.kind == OutputKind::Data);
+            of.map(|output| (output.resource_type, round)).collect::<Vec<_>>()
+        };
+        self.commits.values().flat_map(data).collect::<BTreeSet<_>>().len()
     }
 
     /// The objects that the manifest must name, with their lines: of data and outcomes.

@@ -20,6 +20,9 @@ use crate::sessions::Greeting;
 /// How long a worker waits for the answer to a report.
 const DEADLINE: Duration = Duration::from_secs(3);
 
+/// How long a worker waits for a welcome.
+const GREETING: Duration = Duration::from_secs(5);
+
 /// A commit, or the result of a task.
 #[derive(Clone)]
 pub(super) enum Report {
@@ -87,7 +90,8 @@ impl Network {
         }
         self.carry(&pair.up).await;
         let live = self.cluster.live(place)?;
-        live.node.gate().await;
+        // One that was killed while it stood still never answers.
+        tokio::time::timeout(GREETING, live.node.gate()).await.ok()?;
         let (sender, outgoing) = mpsc::channel(SESSION_QUEUE);
         let connection = self.connections.fetch_add(1, Ordering::Relaxed);
         let greeting = Greeting {

@@ -60,11 +60,11 @@ impl Source {
             let id = format!("p{number}");
             source.add(Lane::standalone(ORGANIZATION), id.as_bytes(), parent.into_iter().collect());
         }
-        for number in 0..world.between(2, 9) {
+        for number in 0..world.between(2, 14) {
             let patient = format!("p{number:02}");
             let own = compartment_key(&patient, &patient);
             source.add(Lane::compartment(ResourceType::PATIENT), &own, Vec::new());
-            for observation in 0..world.below(6) {
+            for observation in 0..world.below(8) {
                 let row = compartment_key(&patient, &format!("o{number}-{observation}"));
                 let by = world.chance(600).then(|| key(PRACTITIONER, world.below(practitioners)));
                 source.add(Lane::compartment(OBSERVATION), &row, by.into_iter().collect());

@@ -83,7 +83,7 @@ impl State {
 /// See the module.
 pub(super) struct SimStore {
     world: Arc<World>,
-    checker: Arc<Checker>,
+    pub checker: Arc<Checker>,
     state: Mutex<State>,
     /// Answers nothing until then.
     pub outage: Until,

@@ -143,10 +143,10 @@ fn seeds() {
             "  again: FLATBED_SIM_SEED={seed} cargo nextest run -p flatbed-coordinator simulation::tests::seeds"
         );
     }
-    assert!(failed.is_empty(), "{} seeds of {count} break a rule", failed.len());
     for (name, count) in &counts {
         eprintln!("{count:>10} {name}");
     }
+    assert!(failed.is_empty(), "{} seeds of {count} break a rule", failed.len());
     // Few seeds do not show everything.
     if count >= SEEDS {
         let missing: Vec<_> = HAPPENED.iter().filter(|name| !counts.contains_key(*name)).collect();

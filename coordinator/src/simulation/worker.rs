@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use flatbed_proto::convert::{Wire, u128_bytes, u128_from};
 use flatbed_proto::wire::lease::{self as wire, coordinator_message::Message};
 use flatbed_types::job::Volume;
-use flatbed_types::{AttemptId, JobId, Position, SessionId, Token};
+use flatbed_types::{AttemptId, JobId, KeyRange, Position, SessionId, Token};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::AbortHandle;
 
@@ -320,6 +320,9 @@ impl Life {
         if session != self.session.0 {
             return;
         }
+        let range = grant.range.clone().and_then(|range| KeyRange::from_wire(range).ok());
+        let checker = &self.network.cluster.store.checker;
+        checker.granted(key.0, key.1, self.session, &range.unwrap_or(KeyRange::ALL));
         let running = Arc::new(Running::new(grant, stream.place));
         {
             let mut state = self.state();

@@ -93,7 +93,7 @@ impl Faults {
             (&mut faults.object_fails_after, 150),
             (&mut faults.object_slow, 300),
             (&mut faults.attempt_fails, 60),
-            (&mut faults.attempt_stalls, 100),
+            (&mut faults.attempt_stalls, 200),
         ];
         for (fault, most) in each {
             if rng.below(100) < 45 {

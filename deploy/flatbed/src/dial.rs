@@ -81,10 +81,12 @@ impl Dialer {
             None => Ok(uri),
         }
     }
-}
 
-impl Dial for Dialer {
-    fn dial(&self, address: &str) -> Result<Channel, InvalidAddress> {
+    /// How an address is dialled: with which deadlines, pings and certificates.
+    ///
+    /// # Errors
+    /// When it may not or cannot be dialled.
+    pub fn endpoint(&self, address: &str) -> Result<Endpoint, InvalidAddress> {
         let invalid = || InvalidAddress(address.to_owned());
         let uri = self.check(address).map_err(|problem| {
             tracing::warn!(address, problem, "a coordinator cannot be dialled");
@@ -101,7 +103,13 @@ impl Dial for Dialer {
         if let Some(tls) = &self.tls {
             endpoint = endpoint.tls_config(tls.clone()).map_err(|_| invalid())?;
         }
-        Ok(endpoint.connect_lazy())
+        Ok(endpoint)
+    }
+}
+
+impl Dial for Dialer {
+    fn dial(&self, address: &str) -> Result<Channel, InvalidAddress> {
+        Ok(self.endpoint(address)?.connect_lazy())
     }
 }
 

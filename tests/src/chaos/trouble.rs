@@ -55,22 +55,28 @@ pub struct Maker<'a> {
     random: Random,
     repairs: Vec<Repair>,
     made: Vec<Made>,
+    tasks: u64,
 }
 
 impl<'a> Maker<'a> {
     /// One for this cluster. Which process is hit is drawn here.
     pub fn new(cluster: &'a mut Cluster, backends: &'a mut Backends, random: Random) -> Maker<'a> {
-        Maker { cluster, backends, random, repairs: Vec::new(), made: Vec::new() }
+        Maker { cluster, backends, random, repairs: Vec::new(), made: Vec::new(), tasks: 0 }
     }
 
-    /// Plays the script to its end and repairs everything. What need not happen does not when the job ends before.
-    pub async fn play(&mut self, script: &Script) -> Result<Vec<Made>> {
+    /// Plays the script to its end and repairs everything. What need not happen does not when the job ends before. Returns
+    /// what was made, and how many tasks the job had before.
+    pub async fn play(&mut self, script: &Script) -> Result<(Vec<Made>, u64)> {
         let mut due = Instant::now();
         for step in &script.steps {
             due = due.max(Instant::now()) + step.after;
             if !self.wait_for_work(step, due).await? {
                 ensure!(!step.must, "the job was over before '{}': too small a population", step.trouble);
                 continue;
+            }
+            if self.made.is_empty() {
+                // Who does not own a job that is over no longer knows its tasks.
+                self.tasks = self.cluster.only_job()?["tasks"].as_u64().unwrap_or(0);
             }
             let cure = self.make(step.trouble).await.with_context(|| step.trouble.to_string())?;
             self.repairs.push(Repair { due: Instant::now() + step.lasts, area: step.trouble.area(), cure });
@@ -84,7 +90,7 @@ impl<'a> Maker<'a> {
             self.repair()?;
             tokio::time::sleep(LOOK_EVERY).await;
         }
-        Ok(std::mem::take(&mut self.made))
+        Ok((std::mem::take(&mut self.made), self.tasks))
     }
 
     /// Waits until a step may come: its time, its area whole again, attempts running. False when the job is over.

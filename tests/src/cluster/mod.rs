@@ -12,7 +12,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Error, Result, ensure};
+use anyhow::{Context, Error, Result, anyhow, ensure};
 use serde_json::Value;
 
 pub use backends::{Backends, Fabric, Objects};
@@ -47,6 +47,10 @@ pub struct Plan {
     pub workers_keep_names: bool,
     /// More options of the coordinators.
     pub coordinator_options: Vec<String>,
+    /// More options of the workers.
+    pub worker_options: Vec<String>,
+    /// The cores that the workers run on, one each, in turn; any core where there are none.
+    pub worker_cores: Vec<usize>,
     /// Name of the state and the output: no two clusters over the same backends have the same.
     pub name: String,
 }
@@ -62,6 +66,8 @@ impl Plan {
             slots: 2,
             workers_keep_names: true,
             coordinator_options: Vec::new(),
+            worker_options: Vec::new(),
+            worker_cores: Vec::new(),
             name: name.to_owned(),
         }
     }
@@ -77,6 +83,13 @@ impl Plan {
 async fn page_of(url: &str) -> Option<String> {
     let answer = reqwest::Client::new().get(url).timeout(LOOK_TIME).send().await.ok()?;
     answer.error_for_status().ok()?.text().await.ok()
+}
+
+/// A guarded command for a program that runs on one core only.
+fn bound_to(core: usize, program: &Path) -> Command {
+    let mut command = guarded("taskset");
+    command.args(["--cpu-list", &core.to_string()]).arg(program);
+    command
 }
 
 /// A process of a cluster.
@@ -205,7 +218,7 @@ impl Cluster {
                 ("--output", output.as_str()),
             ];
             let own = [options(&own), plan.coordinator_options.clone()].concat();
-            let role = self.role(Kind::Coordinator, number, port, own)?;
+            let role = self.role(Kind::Coordinator, number, port, own, None)?;
             self.coordinators.push(role);
         }
         let coordinators: Vec<String> = self.coordinators.iter().map(Role::url).collect();
@@ -219,7 +232,7 @@ impl Cluster {
                 ("--listen", listen.as_str()),
                 ("--auth", "open"),
             ];
-            let role = self.role(Kind::Gateway, number, port, options(&own))?;
+            let role = self.role(Kind::Gateway, number, port, options(&own), None)?;
             self.gateways.push(role);
         }
         for number in 0..plan.workers {
@@ -230,13 +243,22 @@ impl Cluster {
                 ("--output", output.as_str()),
                 ("--slots", slots.as_str()),
             ];
-            let role = self.role(Kind::Worker, number, 0, options(&own))?;
+            let own = [options(&own), plan.worker_options.clone()].concat();
+            let core = plan.worker_cores.get(number % plan.worker_cores.len().max(1)).copied();
+            let role = self.role(Kind::Worker, number, 0, own, core)?;
             self.workers.push(role);
         }
         Ok(())
     }
 
-    fn role(&self, kind: Kind, number: usize, port: u16, options: Vec<String>) -> Result<Role> {
+    fn role(
+        &self,
+        kind: Kind,
+        number: usize,
+        port: u16,
+        options: Vec<String>,
+        core: Option<usize>,
+    ) -> Result<Role> {
         let (admin_port, environment) = (free_port()?, self.environment.clone());
         let name = format!("{}-{number}", kind.name());
         // What a role keeps beside its command is its own, and is found again when it is started again.
@@ -244,7 +266,10 @@ impl Cluster {
         std::fs::create_dir_all(&folder)?;
         let (binary, life, keeps_name) = (flatbed_binary()?, AtomicU32::new(0), self.workers_keep_names);
         let daemon = Daemon::new(&name, &self.room, move || {
-            let mut command = without_settings(guarded(&binary));
+            let mut command = without_settings(match core {
+                None => guarded(&binary),
+                Some(core) => bound_to(core, &binary),
+            });
             command.arg(kind.name()).args(&options).args(["--log-format", "json"]);
             command.arg("--admin-listen").arg(format!("127.0.0.1:{admin_port}"));
             if kind == Kind::Worker {
@@ -287,16 +312,19 @@ impl Cluster {
         Ok(())
     }
 
-    /// What `flatbed jobs list` says of the only job.
-    pub async fn only_job(&self) -> Result<Value> {
-        let coordinators: Vec<String> = self.coordinators.iter().map(Role::url).collect();
-        let mut command = without_settings(Command::new(flatbed_binary()?));
-        command.args(["jobs", "list", "--format", "json", "--coordinator", &coordinators.join(",")]);
-        let finished = run(&mut command, ASK_TIME)?.ok()?;
-        let listed: Value = serde_json::from_str(&finished.stdout)?;
+    /// What `flatbed jobs show` says of the only job. Its owner is asked: the others know less.
+    pub fn only_job(&self) -> Result<Value> {
+        let listed = self.jobs(&["list"])?;
         let jobs = listed["jobs"].as_array().context("no list of jobs")?;
         ensure!(jobs.len() == 1, "{} jobs", jobs.len());
-        Ok(jobs[0].clone())
+        self.jobs(&["show", jobs[0]["id"].as_str().context("no id")?])
+    }
+
+    fn jobs(&self, words: &[&str]) -> Result<Value> {
+        let coordinators: Vec<String> = self.coordinators.iter().map(Role::url).collect();
+        let mut command = without_settings(Command::new(flatbed_binary()?));
+        command.arg("jobs").args(words).args(["--format", "json", "--coordinator", &coordinators.join(",")]);
+        Ok(serde_json::from_str(&run(&mut command, ASK_TIME)?.ok()?.stdout)?)
     }
 
     /// Whether attempts of the only job run now, so that there is work to be lost: by the metrics of the coordinators,
@@ -346,10 +374,10 @@ impl Cluster {
         self.coordinators.iter().position(|role| role.daemon.name() == last.who)
     }
 
-    /// The error with the ends of all logs.
+    /// The error, followed by the ends of all logs.
     pub fn explain(&self, error: Error) -> Error {
         let roles = self.coordinators.iter().chain(&self.gateways).chain(&self.workers);
         let tails: String = roles.map(|role| role.daemon.tail()).collect();
-        error.context(format!("the logs of the cluster end like this:{tails}"))
+        anyhow!("{error:#}\nThe logs of the cluster end like this:{tails}")
     }
 }

@@ -172,8 +172,9 @@ async fn cut_at_every_moment(source: Arc<dyn Source>, lane: Lane) {
         world.tell("a", truncate(1)).await;
         let ask = wire::Ask { number: 1, ..wire::Ask::default() };
         world.tell("a", coordinator_message::Message::Ask(ask)).await;
-        let mut answers = Vec::new();
-        let cut = world.until(|_, event| {
+        // The answers and the commit travel apart: either may be heard first.
+        let (mut answers, mut commit) = (Vec::new(), None);
+        let heard = world.until(|_, event| {
             match event {
                 // Whatever was asked before is known to the attempt now.
                 Event::Message(worker_message::Message::Answer(_)) => steps.go(MANY),
@@ -182,15 +183,15 @@ async fn cut_at_every_moment(source: Arc<dyn Source>, lane: Lane) {
                     assert_eq!((job, task, token), (u128_bytes(JOB), 3, 99));
                     answers.push(at.map(|at| Position::from_wire(at).unwrap()));
                 }
+                Event::Commit(request) => commit = Some(record(request)),
                 _ => {}
             }
-            (answers.len() == 2).then(|| answers.clone())
+            let [first, second] = answers.as_slice() else { return None };
+            Some((first.clone(), second.clone(), commit.clone()?))
         });
-        let cut = cut.await;
-        let (first, second) = (cut[0].clone(), cut[1].clone());
+        let (first, second, commit) = heard.await;
         let hi = second.clone().or(first.clone()).unwrap_or(Position::End);
         cuts += usize::from(first.is_some());
-        let (_, commit) = world.next_commit().await;
         assert_eq!(commit.range, KeyRange { lo: Position::START, hi: hi.clone() });
         let mut text = world.text(&commit).await;
         assert_eq!(commit.outputs[0].lines, commit.rows.written);

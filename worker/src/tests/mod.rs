@@ -97,6 +97,8 @@ impl Control for Served {
                 }
                 let _ = fake.events.send((fake.address.clone(), Event::Message(message)));
             }
+            // Our half ends as well.
+            fake.session.lock().unwrap().take_if(|present| present.same_channel(&sender));
             let _ = fake.events.send((fake.address.clone(), Event::Closed));
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))

@@ -64,11 +64,7 @@ impl RpcServer {
             .build_v1()
             .context("the compiled schema cannot be read")?;
         let routes = routes.add_service(health_service).add_service(reflection);
-        let mut builder = Server::builder()
-            .http2_keepalive_interval(Some(PING))
-            .http2_keepalive_timeout(Some(PING_ANSWER))
-            .max_concurrent_streams(MAX_STREAMS)
-            .concurrency_limit_per_connection(MAX_CALLS);
+        let mut builder = server();
         let routes = match tls {
             None => routes,
             Some(tls) => {
@@ -104,6 +100,15 @@ impl RpcServer {
             self.server.abort();
         }
     }
+}
+
+/// A server with the pings and limits of every gRPC server here.
+pub fn server() -> Server {
+    Server::builder()
+        .http2_keepalive_interval(Some(PING))
+        .http2_keepalive_timeout(Some(PING_ANSWER))
+        .max_concurrent_streams(MAX_STREAMS)
+        .concurrency_limit_per_connection(MAX_CALLS)
 }
 
 /// Listens for a server.
