@@ -229,11 +229,12 @@ impl Coordinator {
         let (done, stopped) = tokio::sync::oneshot::channel();
         let mut actor = self.actor;
         let orderly = async {
+            let lease = registry::step_down(&self.context).await;
             if self.context.events.send(Event::Shutdown(done)).await.is_ok() {
                 let _ = stopped.await;
             }
             let _ = (&mut actor).await;
-            registry::leave(&self.context).await;
+            registry::leave(&self.context, lease).await;
         };
         // A store that answers nothing must not keep the process: what is in flight is resolved by the next owner.
         if tokio::time::timeout(STOP_LIMIT, orderly).await.is_err() {

@@ -33,11 +33,18 @@ fn storage_error(doing: &str, error: &object_store::Error) -> JobError {
 
 async fn read(context: &Context, pointer: &ObjectPointer, doing: &str) -> Result<Vec<u8>, JobError> {
     let path = Path::from(pointer.key.as_str());
-    let found = context.objects.get(&path).await.map_err(|error| storage_error(doing, &error))?;
+    let lost = |what: &str| JobError {
+        code: ErrorCode::StorageFailed,
+        message: format!("an object {what} in the store; found while {doing}"),
+    };
+    let found = match context.objects.get(&path).await {
+        Ok(found) => found,
+        Err(object_store::Error::NotFound { .. }) => return Err(lost("is missing")),
+        Err(error) => return Err(storage_error(doing, &error)),
+    };
     let bytes = found.bytes().await.map_err(|error| storage_error(doing, &error))?;
     if bytes.len() as u64 != pointer.size || Sha256::digest(&bytes).as_slice() != pointer.sha256 {
-        let message = format!("an object changed in the store; found while {doing}");
-        return Err(JobError { code: ErrorCode::StorageFailed, message });
+        return Err(lost("changed"));
     }
     Ok(bytes.to_vec())
 }

@@ -6,10 +6,10 @@ use flatbed_coordinator_core::job::{Op, Stored, Txn, TxnOutcome};
 use flatbed_proto::convert::Wire;
 use flatbed_proto::wire::types as wire;
 use flatbed_proto::{Malformed, frame};
-use flatbed_types::job::{JobRecord, StopKind};
+use flatbed_types::job::{JobError, JobRecord, JobState, StopKind};
 use flatbed_types::layout::{self, MetaKeys};
 use flatbed_types::task::{CommitRecord, FoldRecord, MergePlan, Plan, TaskRecord};
-use flatbed_types::{ClientId, Epoch, Instant, JobId, TaskId};
+use flatbed_types::{ClientId, Epoch, Instant, JobId, TaskId, caps};
 
 use crate::driver::Context;
 use crate::store::{Compare, Outcome, Revision, StoreError, Transaction, Write};
@@ -170,6 +170,9 @@ pub(crate) enum ClaimError {
     /// Another coordinator owns it, or claimed it first.
     #[error("another coordinator owns it")]
     Taken,
+    /// There is no such job any more, or nothing is left to do for it.
+    #[error("nothing is left to do for it")]
+    Over,
     /// This coordinator has no lease at the moment.
     #[error("this coordinator has no lease")]
     NoLease,
@@ -189,6 +192,8 @@ pub(crate) struct Claimed {
     pub revision: Revision,
     pub epoch: Epoch,
     pub stored: Stored,
+    /// Why the job cannot go on: an object that it rests on is gone or damaged.
+    pub broken: Option<JobError>,
 }
 
 /// Claims a job that nobody owns and loads it at the revision of the claim (rule R1: pinned reads).
@@ -214,6 +219,12 @@ pub(crate) async fn claim(context: &Context, job: JobId) -> Result<Claimed, Clai
         }
         Some(_) => return Err(ClaimError::Taken),
     };
+    // Read behind the fence: a job that is deleted in between takes its fence along, and the comparison fails.
+    let (_, record) = context.store.range(&keys.job(job), None).await?;
+    let Some((_, value)) = record.into_iter().next() else { return Err(ClaimError::Over) };
+    if is_resting(&decode(&value)?) {
+        return Err(ClaimError::Over);
+    }
     let mine = registry::owner_record(&context.me, epoch);
     let transaction = Transaction {
         compares: vec![fence_is, free],
@@ -224,12 +235,30 @@ pub(crate) async fn claim(context: &Context, job: JobId) -> Result<Claimed, Clai
         reads: vec![],
     };
     // An unknown outcome is left alone: if it applied, the next claim replaces the key and has a higher epoch.
-    let revision = match context.store.txn(transaction).await? {
-        Outcome::Applied(revision) => revision,
-        Outcome::NotApplied(_) => return Err(ClaimError::Taken),
+    let revision = match context.store.txn(transaction).await {
+        Ok(Outcome::Applied(revision)) => revision,
+        Ok(Outcome::NotApplied(_)) => return Err(ClaimError::Taken),
+        Err(StoreError::LeaseEnded) => {
+            context.displaced.notify_one();
+            return Err(ClaimError::NoLease);
+        }
+        Err(error) => return Err(error.into()),
     };
-    let stored = load(context, &keys, job, revision).await?;
-    Ok(Claimed { revision, epoch, stored })
+    match load(context, &keys, job, revision).await {
+        Ok((stored, broken)) => Ok(Claimed { revision, epoch, stored, broken }),
+        Err(error) => {
+            // Others may be able to load it: they must not wait for us.
+            let release = Transaction {
+                compares: vec![Compare::Equals(keys.fence(job), fence_bytes(epoch, 0))],
+                writes: vec![Write::Delete(keys.owner(job))],
+                reads: vec![],
+            };
+            if let Err(unreleased) = context.store.txn(release).await {
+                tracing::warn!(job = %job, error = %unreleased, "a job that cannot be loaded was not released");
+            }
+            Err(error)
+        }
+    }
 }
 
 async fn load(
@@ -237,7 +266,7 @@ async fn load(
     keys: &MetaKeys,
     job: JobId,
     revision: Revision,
-) -> Result<Stored, ClaimError> {
+) -> Result<(Stored, Option<JobError>), ClaimError> {
     let at = Some(revision);
     let (_, record) = context.store.range(&keys.job(job), at).await?;
     let (_, value) = record.into_iter().next().ok_or(Malformed("job record is missing"))?;
@@ -259,21 +288,76 @@ async fn load(
         let number = layout::trailing_hex(&key).and_then(|number| u32::try_from(number).ok());
         folds.insert(number.ok_or(Malformed("fold key"))?, decode(&value)?);
     }
-    let (mut plans, mut merges): (Vec<Plan>, Option<MergePlan>) = (Vec::new(), None);
-    // A job that has ended needs no plans, and they may be deleted already.
-    if !record.state.is_terminal() {
-        let object = |error: flatbed_types::job::JobError| ClaimError::Object(error.message);
-        for pointer in &record.plans {
-            plans.push(objects::read_plan(context, pointer).await.map_err(object)?);
-        }
-        if let Some(pointer) = &record.merges {
-            merges = Some(objects::read_merge_plan(context, pointer).await.map_err(object)?);
-        }
-        for fold in folds.values() {
-            commits.extend(objects::read_ledger(context, &fold.object).await.map_err(object)?);
+    let (mut plans, mut merges, mut broken) = (Vec::new(), None, None);
+    // A job that has ended, or only has to end, needs no plans, and they may be deleted already.
+    if !record.state.is_terminal() && stop.is_none() {
+        match objects_of(context, &record, &folds).await {
+            Ok((read_plans, read_merges, folded)) => {
+                (plans, merges) = (read_plans, read_merges);
+                commits.extend(folded);
+            }
+            Err(error) if error.code.is_retryable() => return Err(ClaimError::Object(error.message)),
+            Err(error) => broken = Some(error),
         }
     }
-    Ok(Stored { record, plans, tasks, merges, commits, folds, stop })
+    Ok((Stored { record, plans, tasks, merges, commits, folds, stop }, broken))
+}
+
+type FromObjects = (Vec<Plan>, Option<MergePlan>, Vec<(u64, CommitRecord)>);
+
+/// What of a job rests in objects.
+async fn objects_of(
+    context: &Context,
+    record: &JobRecord,
+    folds: &BTreeMap<u32, FoldRecord>,
+) -> Result<FromObjects, JobError> {
+    let mut plans = Vec::new();
+    for pointer in &record.plans {
+        plans.push(objects::read_plan(context, pointer).await?);
+    }
+    let merges = match &record.merges {
+        Some(pointer) => Some(objects::read_merge_plan(context, pointer).await?),
+        None => None,
+    };
+    let mut commits = Vec::new();
+    for fold in folds.values() {
+        commits.extend(objects::read_ledger(context, &fold.object).await?);
+    }
+    Ok((plans, merges, commits))
+}
+
+/// Whether nothing is left to do for a job: its record only says that it was there.
+pub(crate) fn is_resting(record: &JobRecord) -> bool {
+    record.state == JobState::Gone && record.swept
+}
+
+/// Deletes records that have rested for long enough, and idempotency keys that stand for nothing any more.
+pub(crate) async fn tidy(context: &Context) -> Result<(), StoreError> {
+    let (keys, now) = (context.keys(), context.now());
+    for (key, value) in context.store.range(&keys.jobs(), None).await?.1 {
+        let Ok(record) = decode::<JobRecord>(&value) else { continue };
+        let since = record.ended.unwrap_or(record.created);
+        if is_resting(&record) && since.plus_millis(caps::TOMBSTONE_MILLIS as i64) <= now {
+            let transaction = Transaction {
+                compares: vec![Compare::Equals(key, value)],
+                writes: writes(&keys, record.id, &record.client, &Op::DeleteJob),
+                reads: vec![],
+            };
+            context.store.txn(transaction).await?;
+        }
+    }
+    for (key, value) in context.store.range(&keys.idempotency_keys(), None).await?.1 {
+        let Ok(record) = IdempotencyRecord::from_bytes(&value) else { continue };
+        if record.created.plus_millis(caps::IDEMPOTENCY_MILLIS as i64) <= now {
+            let transaction = Transaction {
+                compares: vec![Compare::Equals(key.clone(), value)],
+                writes: vec![Write::Delete(key)],
+                reads: vec![],
+            };
+            context.store.txn(transaction).await?;
+        }
+    }
+    Ok(())
 }
 
 /// A job as the store has it, for whoever asks a coordinator that does not own it.
@@ -298,12 +382,20 @@ pub(crate) async fn snapshots(context: &Context) -> Result<Vec<Snapshot>, ClaimE
     let (revision, records) = context.store.range(&keys.jobs(), None).await?;
     let mut stops = BTreeMap::new();
     for (key, value) in context.store.range(&keys.stops(), Some(revision)).await?.1 {
-        stops.insert(layout::trailing_hex(&key).unwrap_or_default(), stop_kind(&value)?);
+        if let (Some(job), Ok(kind)) = (layout::trailing_hex(&key), stop_kind(&value)) {
+            stops.insert(job, kind);
+        }
     }
-    let snapshot = |(_, value): (Vec<u8>, Vec<u8>)| -> Result<Snapshot, ClaimError> {
-        let record: JobRecord = decode(&value)?;
-        let stop = stops.get(&record.id.0).copied();
-        Ok(Snapshot { record, stop })
-    };
-    records.into_iter().map(snapshot).collect()
+    let mut snapshots = Vec::new();
+    for (_, value) in records {
+        match decode::<JobRecord>(&value) {
+            Ok(record) => {
+                let stop = stops.get(&record.id.0).copied();
+                snapshots.push(Snapshot { record, stop });
+            }
+            // One that a newer version wrote, or that is damaged, must not hide the others.
+            Err(error) => tracing::error!(%error, "a job record cannot be understood; not listed"),
+        }
+    }
+    Ok(snapshots)
 }

@@ -168,7 +168,8 @@ impl<S> Sessions<S> {
         if self.by_id.contains_key(&session) {
             return false;
         }
-        if self.by_id.values().any(|known| known.worker == *worker) {
+        // Only one that is here proves it: another that was taken over may be the older.
+        if self.by_id.values().any(|known| known.worker == *worker && known.sender.is_some()) {
             return true;
         }
         let absent = Session {
@@ -208,6 +209,13 @@ impl<S> Sessions<S> {
         if let Some(session) = self.by_id.get_mut(&id).filter(|session| session.connection == connection) {
             session.sender = None;
             session.expires = now + self.lease.min(caps::STREAM_GRACE_MILLIS);
+        }
+    }
+
+    /// This process stood still for so long: nobody's silence counts for that time.
+    pub fn excuse(&mut self, late: Millis) {
+        for session in self.by_id.values_mut() {
+            session.expires += late;
         }
     }
 

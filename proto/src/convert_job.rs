@@ -79,6 +79,7 @@ impl Wire for JobRecord {
             result: Some(self.result.to_wire()),
             expires: self.expires.map(Instant::nanos),
             error: self.error.as_ref().map(Wire::to_wire),
+            swept: self.swept,
         }
     }
     fn from_wire(message: wire::JobRecord) -> Result<Self, Malformed> {
@@ -103,6 +104,7 @@ impl Wire for JobRecord {
             result: required(message.result, "job.result")?,
             expires: message.expires.map(Instant::from_nanos),
             error: optional(message.error)?,
+            swept: message.swept,
         })
     }
 }

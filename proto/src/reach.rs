@@ -10,6 +10,8 @@ use std::time::Duration;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
+use crate::status::is_ours;
+
 /// One try against one coordinator; the next is asked after it.
 const TRY: Duration = Duration::from_secs(2);
 
@@ -118,10 +120,11 @@ impl Coordinators {
     }
 
     /// Calls one coordinator after the other until one answers, the one that answered last first. A call may reach
-    /// several of them, so it must be safe to repeat.
+    /// several of them, and one of them twice, so it must be safe to repeat.
     ///
     /// # Errors
-    /// The last answer of those that could not be reached or did not answer in time; any other error at once.
+    /// The last answer of those that could not be reached or did not answer in time; any other error at once. A
+    /// connection that broke counts as `Unavailable`.
     pub async fn call<T, F, Fut>(&self, limit: Duration, call: F) -> Result<T, Status>
     where
         F: Fn(Channel) -> Fut,
@@ -129,23 +132,52 @@ impl Coordinators {
     {
         let all = async {
             let mut last = Status::unavailable("no coordinator is known");
+            let mut broken = Vec::new();
             for address in self.in_order() {
-                let Some(channel) = self.channel(&address) else { continue };
-                // Where there is one only, it has all the time there is.
-                let patience = if self.inner.dial.is_some() { TRY } else { limit };
-                match tokio::time::timeout(patience, call(channel)).await {
-                    Ok(Err(status)) if is_elsewhere(&status) => last = status,
-                    Ok(answer) => {
-                        self.state().preferred = Some(address);
-                        return answer;
+                match self.one_try(&address, limit, &call).await {
+                    Tried::Answered(answer) => return answer,
+                    Tried::Elsewhere(status) => last = status,
+                    Tried::Broken(status) => {
+                        last = status;
+                        broken.push(address);
                     }
-                    Err(_) => last = Status::deadline_exceeded("a coordinator did not answer in time"),
+                }
+            }
+            // A connection whose other end is long gone looks alive until it is used; the next call makes a new one.
+            for address in broken {
+                match self.one_try(&address, limit, &call).await {
+                    Tried::Answered(answer) => return answer,
+                    Tried::Elsewhere(status) | Tried::Broken(status) => last = status,
                 }
             }
             Err(last)
         };
         let late = |_| Err(Status::deadline_exceeded("no coordinator answered in time"));
         tokio::time::timeout(limit, all).await.unwrap_or_else(late)
+    }
+
+    async fn one_try<T, F, Fut>(&self, address: &str, limit: Duration, call: &F) -> Tried<T>
+    where
+        F: Fn(Channel) -> Fut,
+        Fut: Future<Output = Result<T, Status>>,
+    {
+        let Some(channel) = self.channel(address) else {
+            return Tried::Elsewhere(Status::unavailable("a coordinator is not known any more"));
+        };
+        // Where there is one only, it has all the time there is.
+        let patience = if self.inner.dial.is_some() { TRY } else { limit };
+        match tokio::time::timeout(patience, call(channel)).await {
+            Ok(Err(status)) if is_broken(&status) => Tried::Broken(match status.code() {
+                Code::Unknown | Code::Cancelled => Status::unavailable(status.message()),
+                _ => status,
+            }),
+            Ok(Err(status)) if is_elsewhere(&status) => Tried::Elsewhere(status),
+            Ok(answer) => {
+                self.state().preferred = Some(address.to_owned());
+                Tried::Answered(answer)
+            }
+            Err(_) => Tried::Elsewhere(Status::deadline_exceeded("a coordinator did not answer in time")),
+        }
     }
 
     fn in_order(&self) -> Vec<String> {
@@ -158,7 +190,75 @@ impl Coordinators {
     }
 }
 
-/// Whether another coordinator may well give a better answer.
+/// What one try at a coordinator led to.
+enum Tried<T> {
+    Answered(Result<T, Status>),
+    /// Another coordinator may well give a better answer.
+    Elsewhere(Status),
+    /// Likewise; the connection broke, or there is none.
+    Broken(Status),
+}
+
+/// Whether the connection made this status, no coordinator. One that dies while it answers shows as `Unknown` or
+/// `Internal`.
+fn is_broken(status: &Status) -> bool {
+    let code = status.code();
+    !is_ours(status) && matches!(code, Code::Unavailable | Code::Cancelled | Code::Unknown | Code::Internal)
+}
+
+/// Whether a coordinator says that it cannot answer.
 fn is_elsewhere(status: &Status) -> bool {
-    matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown)
+    matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use flatbed_types::ErrorCode;
+    use tonic::transport::Endpoint;
+
+    use super::*;
+    use crate::status::to_status;
+
+    struct Lazy;
+
+    impl Dial for Lazy {
+        fn dial(&self, _: &str) -> Result<Channel, InvalidAddress> {
+            Ok(Endpoint::from_static("http://nowhere").connect_lazy())
+        }
+    }
+
+    /// What two coordinators that answer in this order make of a call, and how often they were called.
+    async fn call(answers: Vec<Result<u32, Status>>) -> (Result<u32, Code>, usize) {
+        let seeds = vec!["http://a:1".to_owned(), "http://b:1".to_owned()];
+        let coordinators = Coordinators::new(seeds, Arc::new(Lazy)).unwrap();
+        let calls = AtomicUsize::new(0);
+        let next = |_| {
+            let answer = answers[calls.fetch_add(1, Ordering::Relaxed)].clone();
+            async move { answer }
+        };
+        let answer = coordinators.call(Duration::from_secs(5), next).await;
+        (answer.map_err(|status| status.code()), calls.into_inner())
+    }
+
+    #[tokio::test]
+    async fn connections_that_turn_out_to_be_broken_are_tried_once_more() {
+        let broken = || Err(Status::unknown("transport error"));
+        assert_eq!(call(vec![broken(), Ok(1)]).await, (Ok(1), 2));
+        assert_eq!(call(vec![broken(), broken(), Ok(1)]).await, (Ok(1), 3));
+        let all_broken = vec![broken(), broken(), broken(), broken()];
+        assert_eq!(call(all_broken).await, (Err(Code::Unavailable), 4));
+    }
+
+    #[tokio::test]
+    async fn what_a_coordinator_says_is_not_asked_of_it_again() {
+        let unable = || Err(to_status(ErrorCode::Unavailable, "no worker is there"));
+        assert_eq!(call(vec![unable(), Ok(1)]).await, (Ok(1), 2));
+        assert_eq!(call(vec![unable(), unable()]).await, (Err(Code::Unavailable), 2));
+        let absent = Err(to_status(ErrorCode::NotFound, "there is no such job"));
+        assert_eq!(call(vec![absent]).await, (Err(Code::NotFound), 1));
+        let defect = Err(to_status(ErrorCode::Internal, "internal error"));
+        assert_eq!(call(vec![defect]).await, (Err(Code::Internal), 1));
+    }
 }

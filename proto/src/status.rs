@@ -13,6 +13,11 @@ pub fn to_status(code: ErrorCode, message: impl Into<String>) -> Status {
     status
 }
 
+/// Whether one of us made a status, as opposed to the connection.
+pub fn is_ours(status: &Status) -> bool {
+    status.metadata().contains_key(TRAILER)
+}
+
 /// The class of a status, whoever made it.
 pub fn code_of(status: &Status) -> ErrorCode {
     let named = status.metadata().get(TRAILER).and_then(|value| value.to_str().ok());

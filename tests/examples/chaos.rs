@@ -20,13 +20,19 @@ struct Options {
     seed: u64,
     patients: u64,
     latency: Duration,
+    keep: bool,
 }
 
 impl Options {
     fn parse() -> Result<Options> {
-        let mut options = Options { runs: 1, seed: 1, patients: 1_600, latency: Duration::from_millis(60) };
+        let latency = Duration::from_millis(160);
+        let mut options = Options { runs: 1, seed: 1, patients: 1_600, latency, keep: false };
         let mut arguments = std::env::args().skip(1);
         while let Some(argument) = arguments.next() {
+            if argument == "--keep" {
+                options.keep = true;
+                continue;
+            }
             let value = arguments.next().with_context(|| format!("{argument} needs a value"))?;
             let number: u64 = value.parse().with_context(|| format!("{argument} {value}"))?;
             match argument.as_str() {
@@ -34,7 +40,7 @@ impl Options {
                 "--seed" => options.seed = number,
                 "--patients" => options.patients = number,
                 "--latency-ms" => options.latency = Duration::from_millis(number),
-                _ => bail!("{argument}: expected --runs, --seed, --patients or --latency-ms"),
+                _ => bail!("{argument}: expected --runs, --seed, --patients, --latency-ms or --keep"),
             }
         }
         Ok(options)
@@ -75,7 +81,9 @@ async fn run() -> Result<()> {
             Ok(outcome) => {
                 eprintln!("{:>4}/{} {outcome}", number + 1, options.runs);
                 outcomes.push(outcome);
-                std::fs::remove_dir_all(&room)?;
+                if !options.keep {
+                    std::fs::remove_dir_all(&room)?;
+                }
             }
             Err(error) => {
                 eprintln!("{:>4}/{} seed {seed} FAILED: {error:#}", number + 1, options.runs);
@@ -91,10 +99,10 @@ async fn run() -> Result<()> {
     drop(backends);
     eprint!("{}", report::summary(&outcomes));
     eprintln!("{:.0} s", started.elapsed().as_secs_f64());
-    if !failed.is_empty() {
-        let kept = all.keep();
-        bail!("failed with seeds {failed:?}; their logs are in {}", kept.display());
+    if options.keep || !failed.is_empty() {
+        eprintln!("logs are in {}", all.keep().display());
     }
+    ensure!(failed.is_empty(), "failed with seeds {failed:?}");
     ensure!(!outcomes.is_empty(), "nothing was run");
     Ok(())
 }

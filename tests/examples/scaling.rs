@@ -40,7 +40,7 @@ const SIXTEEN_TASKS: u64 = 320;
 /// Each of the five lanes is surveyed in 64 parts of 469 patients, which is five pages: 320 tasks, 80 s for one worker.
 const SLOW: &str = "synthetic:patients=30000,seed=7,latency=50ms";
 /// Lanes whose parts are all larger than the smallest task and cost little to generate.
-const SLOW_EXPORT: &str = "$export?_type=Condition,Coverage,DiagnosticReport,Procedure,Provenance";
+const SLOW_EXPORT: &str = "$export?_type=Condition,Coverage,DiagnosticReport,MedicationRequest,Procedure";
 
 /// How often a client asks whether a job is done.
 const ASK_EVERY: Duration = Duration::from_millis(200);
@@ -349,7 +349,8 @@ async fn two_workers(lake: &Lake, room: &Path, rounds: usize) -> Result<(String,
 async fn sixteen_workers(room: &Path, rounds: usize) -> Result<(String, bool)> {
     let backends = one_etcd(Objects::Folder(room.join("files")), room).await?;
     let slow_plan = |name: &str, workers: usize| {
-        plan(SLOW, name, workers).coordinators_with(&["--target-file-size", "1MiB"])
+        let options = ["--target-file-size", "1MiB", "--compress", "zstd"];
+        plan(SLOW, name, workers).coordinators_with(&options)
     };
     let one = Service::cluster(&slow_plan("one", 1), &backends, room).await?;
     let sixteen = Service::cluster(&slow_plan("sixteen", 16), &backends, room).await?;

@@ -14,7 +14,7 @@
 //! moves. All of this decides *when somebody tries*; whether a write counts is the fence's business alone, so any
 //! of it may be late, wrong, or decided twice at once.
 //!
-//! Invariants: a job is claimed only while no owner is known and no claim of ours is under way; of what is owned,
+//! Invariants: a job is claimed only while no owner is known and no claim of ours is under way, from whichever lease; of what is owned,
 //! nothing is forgotten without a [`Output::Drop`] or [`Output::HandOff`]; what the store said before the revision of
 //! our claim does not undo the claim.
 //!
@@ -33,8 +33,15 @@ const RANK_STEP: Millis = 400;
 /// A member must be here for this long before jobs are handed to it: starts that fail must not move them.
 const STEADY: Millis = 5_000;
 
-/// How long to wait before a claim that failed is tried again.
+/// How long to wait before a claim that failed is tried again, at first; each further failure doubles it.
 const CLAIM_RETRY: Millis = 2_000;
+
+/// The longest such wait.
+const LONGEST_RETRY: Millis = 60_000;
+
+/// What was claimed stays for at least this long: a member that is placed better but does not claim must not make a
+/// job go to and fro.
+const HOLD: Millis = 30_000;
 
 /// Jobs on their way to others at once.
 const HAND_OFFS: usize = 8;
@@ -80,8 +87,10 @@ pub enum Input {
     Claimed(u64, JobId, Epoch),
     /// Our claim did not apply, or the job could not be loaded.
     ClaimFailed(JobId),
-    /// The machine of a job is gone: fenced, released or forgotten.
+    /// The machine of a job is gone: fenced or released.
     Dropped(JobId),
+    /// There is nothing left to do for the job: nobody is to claim it again.
+    Over(JobId),
     /// Orderly end: hand everything off, claim nothing.
     Leave,
     /// Time has passed.
@@ -102,8 +111,9 @@ pub enum Output {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ours {
     No,
-    Claiming,
-    Owned { epoch: Epoch, revision: u64 },
+    /// `lapsed`: the lease has ended since; whatever comes of the claim is dropped.
+    Claiming { lapsed: bool },
+    Owned { epoch: Epoch, revision: u64, since: Millis },
     Leaving { epoch: Epoch, revision: u64 },
 }
 
@@ -111,6 +121,8 @@ struct Entry {
     unfinished: bool,
     owner: Option<Owner>,
     ours: Ours,
+    /// Claims in a row that failed.
+    failures: u32,
     /// When it may be claimed at the earliest, by rank 0.
     free_since: Millis,
 }
@@ -161,7 +173,7 @@ impl Cluster {
 
     /// Whether the job is being claimed here, so that it is ours in a moment.
     pub fn is_claiming(&self, job: JobId) -> bool {
-        self.jobs.get(&job).is_some_and(|entry| entry.ours == Ours::Claiming)
+        self.jobs.get(&job).is_some_and(|entry| matches!(entry.ours, Ours::Claiming { .. }))
     }
 
     /// Jobs owned here, those on their way to others among them.
@@ -196,26 +208,26 @@ impl Cluster {
             Input::Claimed(revision, job, epoch) => {
                 let owner = Owner { coordinator: self.me.clone(), epoch };
                 let entry = self.entry(now, job);
-                match entry.ours {
-                    // Two claims of ours may be under way, where the lease ended during the first: the later one
-                    // counts, whichever ends first.
-                    Ours::Owned { epoch: known, .. } | Ours::Leaving { epoch: known, .. } if known > epoch => {}
-                    Ours::Claiming | Ours::Owned { .. } | Ours::Leaving { .. } => {
-                        entry.ours = Ours::Owned { epoch, revision };
-                        entry.owner = Some(owner);
-                    }
+                entry.failures = 0;
+                if entry.ours == (Ours::Claiming { lapsed: false }) {
+                    entry.ours = Ours::Owned { epoch, revision, since: now };
+                    entry.owner = Some(owner);
+                } else {
                     // The lease ended while the claim was under way.
-                    Ours::No => out.push(Output::Drop(job)),
+                    (entry.ours, entry.free_since) = (Ours::No, now);
+                    out.push(Output::Drop(job));
                 }
             }
             Input::ClaimFailed(job) => {
                 let entry = self.entry(now, job);
-                if entry.ours == Ours::Claiming {
+                if matches!(entry.ours, Ours::Claiming { .. }) {
                     entry.ours = Ours::No;
-                    entry.free_since = now + CLAIM_RETRY;
+                    entry.free_since = now + (CLAIM_RETRY << entry.failures.min(5)).min(LONGEST_RETRY);
+                    entry.failures += 1;
                 }
             }
             Input::Dropped(job) => self.dropped(now, job),
+            Input::Over(job) => drop(self.jobs.remove(&job)),
             Input::Leave => self.leaving = true,
             Input::Tick => {}
         }
@@ -224,7 +236,7 @@ impl Cluster {
     }
 
     fn entry(&mut self, now: Millis, job: JobId) -> &mut Entry {
-        let fresh = Entry { unfinished: true, owner: None, ours: Ours::No, free_since: now };
+        let fresh = Entry { unfinished: true, owner: None, ours: Ours::No, failures: 0, free_since: now };
         self.jobs.entry(job).or_insert(fresh)
     }
 
@@ -250,8 +262,9 @@ impl Cluster {
 
     fn owner(&mut self, now: Millis, revision: u64, job: JobId, owner: Option<Owner>, out: &mut Vec<Output>) {
         let me = self.me.clone();
-        let entry = self.entry(now, job);
-        if let Ours::Owned { epoch, revision: claimed } | Ours::Leaving { epoch, revision: claimed } =
+        // An owner key may go behind its job.
+        let Some(entry) = self.jobs.get_mut(&job) else { return };
+        if let Ours::Owned { epoch, revision: claimed, .. } | Ours::Leaving { epoch, revision: claimed } =
             entry.ours
         {
             // What was true before our claim says nothing about it.
@@ -277,11 +290,13 @@ impl Cluster {
         self.joined = false;
         for (job, entry) in &mut self.jobs {
             match entry.ours {
-                Ours::Owned { .. } | Ours::Leaving { .. } => out.push(Output::Drop(*job)),
-                Ours::Claiming | Ours::No => {}
-            }
-            if entry.ours != Ours::No {
-                (entry.ours, entry.free_since) = (Ours::No, now);
+                Ours::Owned { .. } | Ours::Leaving { .. } => {
+                    out.push(Output::Drop(*job));
+                    (entry.ours, entry.free_since) = (Ours::No, now);
+                }
+                // No other claim before this one has been answered.
+                Ours::Claiming { .. } => entry.ours = Ours::Claiming { lapsed: true },
+                Ours::No => {}
             }
         }
     }
@@ -312,7 +327,7 @@ impl Cluster {
         }
         due.sort_unstable();
         for (_, job) in due {
-            self.entry(now, job).ours = Ours::Claiming;
+            self.entry(now, job).ours = Ours::Claiming { lapsed: false };
             out.push(Output::Claim(job));
         }
     }
@@ -328,8 +343,8 @@ impl Cluster {
         }
         let mut going = Vec::new();
         for (job, entry) in &self.jobs {
-            if let Ours::Owned { epoch, revision } = entry.ours
-                && (self.leaving || self.rank(*job, now) > 0)
+            if let Ours::Owned { epoch, revision, since } = entry.ours
+                && (self.leaving || (since + HOLD <= now && self.rank(*job, now) > 0))
             {
                 going.push((*job, epoch, revision));
             }
@@ -455,15 +470,15 @@ mod tests {
         assert_eq!(own(&mut a, 6_000, claims).len(), 4);
         step(&mut a, 7_000, Input::Member(id("c"), Some("http://c".to_owned())));
         assert_eq!(step(&mut a, 8_000, Input::Tick), [], "a newcomer is not trusted yet");
-        let off = step(&mut a, 7_000 + STEADY, Input::Tick);
+        assert_eq!(step(&mut a, 7_000 + STEADY, Input::Tick), [], "nor is what was just claimed given away");
+        let off = step(&mut a, 6_000 + HOLD, Input::Tick);
         assert!(off.iter().all(|output| matches!(output, Output::HandOff(_))), "{off:?}");
         let Some(Output::HandOff(job)) = off.first() else { panic!("a hash that gives all to one") };
-        assert_eq!(step(&mut a, 12_500, Input::Dropped(*job)), [], "the newcomer comes first");
-        assert_eq!(
-            step(&mut a, 12_500 + RANK_STEP, Input::Tick),
-            [Output::Claim(*job)],
-            "unless it does not"
-        );
+        assert_eq!(step(&mut a, 37_000, Input::Dropped(*job)), [], "the newcomer comes first");
+        let claimed = step(&mut a, 37_000 + RANK_STEP, Input::Tick);
+        assert_eq!(claimed, [Output::Claim(*job)], "unless it does not");
+        own(&mut a, 37_500, claimed);
+        assert_eq!(step(&mut a, 38_000, Input::Tick), [], "and then it is not given away at once again");
     }
 
     #[test]
@@ -486,24 +501,35 @@ mod tests {
         assert_eq!(step(&mut a, 6, Input::Owner(40, JobId(0), None)), []);
         assert_eq!(step(&mut a, 6, Input::Owner(40, JobId(1), None)), []);
         assert_eq!(step(&mut a, 7, Input::Joined).len(), 2);
-        // A claim that was under way when the lease ended is not ours.
+        // A claim that was under way when the lease ended is not ours, and no other begins before it is answered.
         step(&mut a, 8, Input::LeaseLost);
-        assert_eq!(step(&mut a, 9, Input::Claimed(50, JobId(0), Epoch(9))), [Output::Drop(JobId(0))]);
+        assert_eq!(step(&mut a, 8, Input::Joined), []);
+        let again = step(&mut a, 9, Input::Claimed(50, JobId(0), Epoch(9)));
+        assert_eq!(again, [Output::Drop(JobId(0)), Output::Claim(JobId(0))]);
+        assert_eq!(step(&mut a, 9, Input::Claimed(51, JobId(0), Epoch(10))), []);
+        assert_eq!(a.owned(), 1);
     }
 
     #[test]
-    fn of_two_claims_that_cross_the_later_counts() {
-        for order in [[2, 3], [3, 2]] {
-            let (mut a, out) = joined("a", picture(&["a"], 1, &[]));
-            assert_eq!(out, [Output::Claim(JobId(0))]);
-            step(&mut a, 5, Input::LeaseLost);
-            assert_eq!(step(&mut a, 6, Input::Joined), [Output::Claim(JobId(0))]);
-            for epoch in order {
-                assert_eq!(step(&mut a, 7, Input::Claimed(50 + epoch, JobId(0), Epoch(epoch))), [], "{order:?}");
+    fn what_is_over_is_never_claimed_again() {
+        let (mut a, out) = joined("a", picture(&["a"], 2, &[]));
+        own(&mut a, 0, out);
+        assert_eq!(step(&mut a, 1, Input::Over(JobId(0))), []);
+        assert_eq!(step(&mut a, 2, Input::Owner(60, JobId(0), None)), [], "its keys go behind it");
+        assert_eq!(step(&mut a, 90_000, Input::Tick), []);
+    }
+
+    #[test]
+    fn claims_that_fail_are_tried_less_and_less_often() {
+        let (mut a, out) = joined("a", picture(&["a"], 1, &[]));
+        assert_eq!(out, [Output::Claim(JobId(0))]);
+        let mut claims = 0;
+        for now in 0..600 {
+            for output in step(&mut a, now * 1_000, Input::ClaimFailed(JobId(0))) {
+                claims += u32::from(matches!(output, Output::Claim(_)));
             }
-            let fenced = Some(Owner { coordinator: id("b"), epoch: Epoch(4) });
-            assert_eq!(step(&mut a, 8, Input::Owner(54, JobId(0), fenced)), [Output::Drop(JobId(0))]);
         }
+        assert!((8..=16).contains(&claims), "{claims} in ten minutes");
     }
 
     #[test]

@@ -61,7 +61,7 @@ pub(super) fn perform(driver: &mut Driver, id: JobId, output: Output) {
         }
         Output::Forget => {
             driver.remove_job(id);
-            driver.follow(cluster::Input::Dropped(id));
+            driver.follow(cluster::Input::Over(id));
         }
     }
 }

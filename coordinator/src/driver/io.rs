@@ -98,7 +98,10 @@ impl Io {
         tokio::spawn(async move {
             if orphans.since.is_some() {
                 // Uploads that were under way when their attempts died may still end.
-                tokio::time::sleep(LAST_UPLOADS).await;
+                tokio::select! {
+                    () = tokio::time::sleep(LAST_UPLOADS) => {}
+                    () = context.events.closed() => return,
+                }
             }
             // What stays after a failure goes with the job in the end.
             match objects::sweep(&context, &root, Arc::new(orphans)).await {

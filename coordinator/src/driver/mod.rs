@@ -20,6 +20,7 @@ pub(crate) use io::{Io, Millis};
 pub(crate) use queries::{not_found, stored_view};
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -36,9 +37,10 @@ use flatbed_types::{
     TaskId, Token,
 };
 use object_store::ObjectStore;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::records::{ClaimError, Claimed};
+use crate::registry::Place;
 use crate::sessions::{Greeting, Sessions};
 use crate::store::{LeaseId, MetaStore};
 use crate::{Clock, CoordinatorOptions, Random, Status};
@@ -51,6 +53,9 @@ const BATCH: usize = 256;
 
 /// How often time passes for the machines.
 const TICK: Duration = Duration::from_millis(250);
+
+/// A tick that comes this many milliseconds late says that the process was stopped, not busy.
+const LATE: Millis = 1_000;
 
 /// Messages that may wait for one worker.
 pub(crate) const SESSION_QUEUE: usize = 256;
@@ -68,7 +73,10 @@ pub(crate) struct Context {
     pub clock: Clock,
     pub random: Random,
     pub events: mpsc::Sender<Event>,
-    lease: Mutex<Option<LeaseId>>,
+    /// Told when this coordinator's key is not what it should be.
+    pub displaced: Notify,
+    place: Mutex<Option<Place>>,
+    leaving: AtomicBool,
 }
 
 impl Context {
@@ -82,7 +90,19 @@ impl Context {
     ) -> Context {
         let (store, objects) = stores;
         let (clock, random) = chance;
-        Context { me, store, objects, options, dial, clock, random, events, lease: Mutex::new(None) }
+        Context {
+            me,
+            store,
+            objects,
+            options,
+            dial,
+            clock,
+            random,
+            events,
+            displaced: Notify::new(),
+            place: Mutex::new(None),
+            leaving: AtomicBool::new(false),
+        }
     }
 
     pub fn keys(&self) -> MetaKeys {
@@ -93,13 +113,27 @@ impl Context {
         (self.clock)()
     }
 
-    /// The lease that owner keys are put on, while there is one.
-    pub fn lease(&self) -> Option<LeaseId> {
-        *self.lease.lock().unwrap_or_else(PoisonError::into_inner)
+    /// This coordinator's place in the cluster, while it has one.
+    pub fn place(&self) -> Option<Place> {
+        self.place.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub fn set_lease(&self, lease: Option<LeaseId>) {
-        *self.lease.lock().unwrap_or_else(PoisonError::into_inner) = lease;
+    pub fn set_place(&self, place: Option<Place>) {
+        *self.place.lock().unwrap_or_else(PoisonError::into_inner) = place;
+    }
+
+    /// The lease that owner keys are put on, while there is one.
+    pub fn lease(&self) -> Option<LeaseId> {
+        self.place().map(|place| place.lease)
+    }
+
+    /// An orderly end has begun: the place is given up on purpose.
+    pub fn set_leaving(&self) {
+        self.leaving.store(true, Ordering::Release);
+    }
+
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Acquire)
     }
 }
 
@@ -206,6 +240,13 @@ struct Owned {
     lost: BTreeMap<TaskId, Millis>,
 }
 
+/// A worker that waits for the answer to a report.
+struct Waiting {
+    job: JobId,
+    attempt: AttemptId,
+    answer: oneshot::Sender<Reported>,
+}
+
 /// The actor.
 pub(crate) struct Driver {
     io: Io,
@@ -214,11 +255,9 @@ pub(crate) struct Driver {
     jobs: BTreeMap<JobId, Owned>,
     /// Stop requests of jobs that the cluster knows of.
     stops: BTreeMap<JobId, StopKind>,
-    /// Who asked for a job while it was being claimed.
-    parked: Vec<(JobId, oneshot::Sender<Found>)>,
     sessions: Sessions<CoordinatorSender>,
     scheduler: Scheduler,
-    replies: BTreeMap<ReplyId, (JobId, oneshot::Sender<Reported>)>,
+    replies: BTreeMap<ReplyId, Waiting>,
     next_reply: ReplyId,
     questions: BTreeMap<u64, Answer<lease_wire::Answer>>,
     /// Questions that no worker was there to be asked.
@@ -228,6 +267,8 @@ pub(crate) struct Driver {
     proposing: usize,
     /// Claims in flight.
     claiming: usize,
+    /// When time passed last.
+    ticked: Millis,
     shutdown: Option<oneshot::Sender<()>>,
 }
 
@@ -242,7 +283,6 @@ impl Driver {
             cluster,
             jobs: BTreeMap::new(),
             stops: BTreeMap::new(),
-            parked: Vec::new(),
             sessions,
             scheduler,
             replies: BTreeMap::new(),
@@ -252,6 +292,7 @@ impl Driver {
             next_question: 0,
             proposing: 0,
             claiming: 0,
+            ticked: 0,
             shutdown: None,
         }
     }
@@ -313,7 +354,7 @@ impl Driver {
                 self.stops.insert(job, kind);
                 self.feed(job, Input::Stop(kind));
             }
-            Event::Get(job, answer) => self.find(job, answer),
+            Event::Get(job, answer) => drop(answer.send(self.find(job))),
             Event::List(limit, answer) => drop(answer.send(self.list(limit))),
             Event::Peers(answer) => drop(answer.send(self.cluster.peers())),
             Event::Source(answer) => drop(answer.send(self.source())),
@@ -355,14 +396,12 @@ impl Driver {
                 self.sessions.disconnected(self.io.monotonic(), session, connection);
             }
             Event::Commit { job, commit, token, answer } => {
-                let attempt = commit.attempt;
-                let reply = self.reply_to(job, answer);
-                self.feed_report(job, attempt, reply, Input::Commit { reply, commit, token });
+                let reply = self.reply_to(job, commit.attempt, answer);
+                self.feed_report(job, reply, Input::Commit { reply, commit, token });
             }
             Event::Complete { job, task, attempt, token, result, answer } => {
-                let reply = self.reply_to(job, answer);
-                let input = Input::Complete { reply, task, attempt, token, result };
-                self.feed_report(job, attempt, reply, input);
+                let reply = self.reply_to(job, attempt, answer);
+                self.feed_report(job, reply, Input::Complete { reply, task, attempt, token, result });
             }
             Event::Shutdown(done) => {
                 self.shutdown = Some(done);
@@ -373,6 +412,14 @@ impl Driver {
 
     /// Time has passed.
     pub fn tick(&mut self) {
+        let now = self.io.monotonic();
+        let late = now.saturating_sub(self.ticked + TICK.as_millis() as Millis);
+        self.ticked = now;
+        if late > LATE {
+            // This process stood still. What workers said meanwhile waits to be read: their silence is ours.
+            tracing::warn!(late, "this process stood still for a while (milliseconds)");
+            self.sessions.excuse(late);
+        }
         for session in self.sessions.expired(self.io.monotonic()) {
             self.lost(session, "silent or disconnected for too long");
         }
@@ -382,33 +429,33 @@ impl Driver {
         self.follow(cluster::Input::Tick);
     }
 
-    fn reply_to(&mut self, job: JobId, answer: oneshot::Sender<Reported>) -> ReplyId {
+    fn reply_to(&mut self, job: JobId, attempt: AttemptId, answer: oneshot::Sender<Reported>) -> ReplyId {
         self.next_reply += 1;
-        self.replies.insert(self.next_reply, (job, answer));
+        self.replies.insert(self.next_reply, Waiting { job, attempt, answer });
         self.next_reply
     }
 
     fn answer(&mut self, reply: ReplyId, answer: Reported) {
-        if let Some((_, waiting)) = self.replies.remove(&reply) {
-            let _ = waiting.send(answer);
+        let Some(waiting) = self.replies.remove(&reply) else { return };
+        if matches!(answer, Reported::Decided(CommitAnswer::Accepted(_) | CommitAnswer::Duplicate))
+            && !self.jobs.get(&waiting.job).is_some_and(|owned| owned.machine.is_leased(waiting.attempt))
+        {
+            let now = self.io.monotonic();
+            self.scheduler.attempt_ended(now, waiting.job, waiting.attempt, Ended::Done);
         }
+        let _ = waiting.answer.send(answer);
     }
 
-    fn feed_report(&mut self, job: JobId, attempt: AttemptId, reply: ReplyId, input: Input) {
-        let Some(owned) = self.jobs.get(&job) else {
-            // Not ours, or not yet: only the owner decides.
-            let owner = self.cluster.elsewhere(job).map(str::to_owned);
-            let coming = owner.is_none() && self.cluster.is_claiming(job);
-            let answer =
-                if coming { Reported::Decided(CommitAnswer::Retry) } else { Reported::NotOwner(owner) };
-            return self.answer(reply, answer);
-        };
-        let was_leased = owned.machine.is_leased(attempt);
-        self.feed(job, input);
-        let is_leased = self.jobs.get(&job).is_some_and(|owned| owned.machine.is_leased(attempt));
-        if was_leased && !is_leased {
-            self.scheduler.attempt_ended(self.io.monotonic(), job, attempt, Ended::Done);
+    fn feed_report(&mut self, job: JobId, reply: ReplyId, input: Input) {
+        if self.jobs.contains_key(&job) {
+            return self.feed(job, input);
         }
+        // Not ours, or not yet: only the owner decides.
+        let owner = self.cluster.elsewhere(job).map(str::to_owned);
+        let coming = owner.is_none() && self.cluster.is_claiming(job);
+        let answer =
+            if coming { Reported::Decided(CommitAnswer::Retry) } else { Reported::NotOwner(owner) };
+        self.answer(reply, answer);
     }
 
     fn feed(&mut self, id: JobId, input: Input) {

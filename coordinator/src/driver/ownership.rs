@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use flatbed_coordinator_core::cluster;
 use flatbed_coordinator_core::job::{Holder, Input, Job};
 use flatbed_types::{AttemptId, Epoch, JobId};
-use tokio::sync::oneshot;
 
 use super::{Driver, Found, Owned, Reported};
 use crate::objects::{self, Orphans};
@@ -14,8 +13,10 @@ use crate::records::{ClaimError, Claimed};
 impl Driver {
     /// Tells the cluster's machine what happened and does what it decides.
     pub(super) fn follow(&mut self, input: cluster::Input) {
-        if let cluster::Input::Job(job, None) = &input {
-            self.stops.remove(job);
+        match &input {
+            cluster::Input::Job(job, None) => drop(self.stops.remove(job)),
+            cluster::Input::Listed(picture) => self.stops.retain(|job, _| picture.jobs.contains_key(job)),
+            _ => {}
         }
         let mut out = Vec::new();
         self.cluster.step(self.io.monotonic(), input, &mut out);
@@ -25,10 +26,12 @@ impl Driver {
                     self.claiming += 1;
                     self.io.claim(job);
                 }
-                cluster::Output::HandOff(job) => {
+                cluster::Output::HandOff(job) if self.jobs.contains_key(&job) => {
                     tracing::info!(job = %job, "handing the job to another coordinator");
                     self.feed(job, Input::Release);
                 }
+                // Nothing to hand off: whoever wants it may claim it.
+                cluster::Output::HandOff(job) => self.follow(cluster::Input::Dropped(job)),
                 cluster::Output::Drop(job) => {
                     tracing::warn!(job = %job, "the job is not this coordinator's any more");
                     self.remove_job(job);
@@ -41,6 +44,7 @@ impl Driver {
         self.claiming -= 1;
         match claimed {
             Ok(claimed) => self.adopt(job, *claimed),
+            Err(ClaimError::Over) => self.follow(cluster::Input::Over(job)),
             Err(error) => {
                 if matches!(error, ClaimError::Taken | ClaimError::NoLease) {
                     tracing::debug!(job = %job, %error, "not claimed");
@@ -48,17 +52,12 @@ impl Driver {
                     tracing::error!(job = %job, %error, "a job cannot be loaded; trying again");
                 }
                 self.follow(cluster::Input::ClaimFailed(job));
-                self.answer_parked(job);
             }
         }
     }
 
     fn adopt(&mut self, id: JobId, claimed: Claimed) {
-        let Claimed { revision, epoch, stored } = claimed;
-        if self.jobs.get(&id).is_some_and(|owned| owned.epoch > epoch) {
-            // An earlier claim of ours that took longer to load: the later one has fenced it.
-            return;
-        }
+        let Claimed { revision, epoch, stored, broken } = claimed;
         let root = objects::root_of(&self.options, &stored.record);
         let machine = Job::load(stored, epoch, root, self.options.job_settings());
         let live: BTreeSet<AttemptId> = machine.leases().map(|(attempt, _)| attempt).collect();
@@ -73,7 +72,7 @@ impl Driver {
         self.remove_job(id);
         self.jobs.insert(id, Owned { epoch, machine, offers: Vec::new(), lost: BTreeMap::new() });
         self.follow(cluster::Input::Claimed(revision, id, epoch));
-        self.feed(id, Input::Start);
+        self.feed(id, broken.map_or(Input::Start, Input::Broken));
         if let Some(kind) = self.stops.get(&id).copied() {
             self.feed(id, Input::Stop(kind));
         }
@@ -83,7 +82,6 @@ impl Driver {
                 self.feed(id, Input::SessionLost(holder.session));
             }
         }
-        self.answer_parked(id);
     }
 
     /// Lets go of a job's machine and of everything that waits for it.
@@ -96,34 +94,16 @@ impl Driver {
         }
         self.scheduler.job_ended(self.io.monotonic(), id);
         let waiting: Vec<_> =
-            self.replies.iter().filter(|(_, (job, _))| *job == id).map(|(reply, _)| *reply).collect();
+            self.replies.iter().filter(|(_, waiting)| waiting.job == id).map(|(reply, _)| *reply).collect();
         for reply in waiting {
             self.answer(reply, Reported::NotOwner(None));
         }
-        self.answer_parked(id);
     }
 
-    pub(super) fn find(&mut self, job: JobId, answer: oneshot::Sender<Found>) {
-        if !self.jobs.contains_key(&job) && self.cluster.is_claiming(job) {
-            self.parked.retain(|(_, asker)| !asker.is_closed());
-            self.parked.push((job, answer));
-            return;
-        }
-        let _ = answer.send(self.whereabouts(job));
-    }
-
-    fn whereabouts(&self, job: JobId) -> Found {
+    pub(super) fn find(&self, job: JobId) -> Found {
         if self.jobs.contains_key(&job) {
             return Found::Here(self.get(job).map(Box::new));
         }
         self.cluster.elsewhere(job).map_or(Found::Unowned, |address| Found::Elsewhere(address.to_owned()))
-    }
-
-    fn answer_parked(&mut self, id: JobId) {
-        let (ready, parked) = std::mem::take(&mut self.parked).into_iter().partition(|(job, _)| *job == id);
-        self.parked = parked;
-        for (_, answer) in ready {
-            let _ = answer.send(self.whereabouts(id));
-        }
     }
 }

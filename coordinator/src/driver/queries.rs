@@ -43,7 +43,7 @@ impl Driver {
             workers: sessions().count() as u64,
             slots: sessions().map(|session| u64::from(session.slots)).sum(),
             slots_free: sessions().map(|session| u64::from(session.free_slots())).sum(),
-            questions_waiting: self.unasked.len() as u64,
+            questions_waiting: self.unasked.iter().filter(|(_, asker)| !asker.is_closed()).count() as u64,
         }
     }
 
@@ -116,7 +116,7 @@ pub(crate) fn stored_view(
         ..job_wire::JobView::default()
     };
     if view.progress_unknown {
-        view.phase = "its coordinator is being replaced".to_owned();
+        view.phase = "waiting for its coordinator".to_owned();
     }
     keep_in_progress(&mut view, record, options, now);
     Ok(view)

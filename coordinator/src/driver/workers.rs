@@ -50,6 +50,8 @@ impl Driver {
                         self.scheduler.report(now_ms, &lease, progress);
                         occupied += 1;
                     }
+                    // One of a later epoch is a successor's: this coordinator is the one that does not know yet.
+                    None if attempt.epoch() > owned.epoch => {}
                     None => unknown_attempts.push(report.attempt),
                 }
             }

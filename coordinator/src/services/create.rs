@@ -26,7 +26,7 @@ struct Admission {
 
 impl Services {
     /// Asks a worker whether what the request names exists (`decisions.md` 7).
-    pub(super) async fn check_source(&self, request: &ExportRequest) -> Result<(), Status> {
+    async fn check_source(&self, request: &ExportRequest) -> Result<(), Status> {
         let Some(question) = Question::of(request) else { return Ok(()) };
         let asked = self.call(|answer| Event::Ask(question.clone(), answer));
         let Ok(answer) = tokio::time::timeout(Duration::from_millis(caps::ASK_MILLIS), asked).await else {
@@ -52,13 +52,19 @@ impl Services {
         Ok(())
     }
 
-    /// Creates the job. Runs to its end even if whoever asked has gone.
+    /// Creates the job, if the source has what it names. Runs to its end even if whoever asked has gone.
     pub(super) async fn create(
         self,
         record: JobRecord,
         idempotency_key: String,
     ) -> Result<CreateJobResponse, Status> {
         let work = async move {
+            // A call that is repeated, here or at another coordinator, carries the same id.
+            let known = records::snapshot(&self.context, record.id).await.map_err(store_status)?;
+            if known.is_some_and(|known| known.record.client == record.client) {
+                return Ok(CreateJobResponse { job: u128_bytes(record.id.0), repeated_job: false });
+            }
+            self.check_source(&record.request).await?;
             if idempotency_key.is_empty() {
                 return self.create_new(&record, None).await;
             }
@@ -73,9 +79,11 @@ impl Services {
         let keys = self.context.keys();
         let store = &self.context.store;
         let (revision, markers) = store.range(&keys.admitted_of(client), None).await.map_err(store_status)?;
-        if markers.len() >= self.context.options.max_jobs as usize {
-            let message =
-                format!("{} exports of this client are unfinished, as many as it may have", markers.len());
+        // A call that is repeated after its first try was admitted is not one more.
+        let own = keys.admitted(client, job);
+        let others = markers.iter().filter(|(key, _)| *key != own).count();
+        if others >= self.context.options.max_jobs as usize {
+            let message = format!("{others} exports of this client are unfinished, as many as it may have");
             return Err(to_status(ErrorCode::Throttled, message));
         }
         let ticket = keys.ticket(client);
@@ -85,7 +93,7 @@ impl Services {
             None => Compare::Absent(ticket.clone()),
         };
         let id = job.0.to_be_bytes().to_vec();
-        let writes = [Write::Put(ticket, id.clone()), Write::Put(keys.admitted(client, job), Vec::new())];
+        let writes = [Write::Put(ticket, id.clone()), Write::Put(own, Vec::new())];
         Ok(Admission { compare, writes })
     }
 

@@ -23,21 +23,22 @@ use crate::store::{Compare, Outcome, Transaction, Write};
 const PEER: Duration = Duration::from_millis(1_000);
 
 impl Services {
-    /// A job as clients may see it.
+    /// A job as clients may see it. Record and stop request come from the store; only how far an unfinished job is
+    /// has to be asked of whoever owns it.
     pub(super) async fn find(&self, job: JobId, local_only: bool) -> Result<JobView, Status> {
-        match self.call(|answer| Event::Get(job, answer)).await? {
-            Found::Here(view) => view.map(|view| *view).map_err(error_status),
-            Found::Elsewhere(_) | Found::Unowned if local_only => {
-                Err(to_status(ErrorCode::Unavailable, "another coordinator owns this job"))
-            }
-            Found::Unowned => self.stored(job).await,
-            Found::Elsewhere(address) => {
-                // Says at once whether there is still anything to ask for.
-                let stored = self.stored(job).await?;
-                if !stored.progress_unknown {
-                    return Ok(stored);
-                }
+        let stored = if local_only { None } else { Some(self.stored(job).await?) };
+        if let Some(known) = stored.as_ref().filter(|view| !view.progress_unknown) {
+            return Ok(known.clone());
+        }
+        let found = self.call(|answer| Event::Get(job, answer)).await?;
+        match (found, stored) {
+            (Found::Here(view), _) => view.map(|view| *view).map_err(error_status),
+            (Found::Elsewhere(address), Some(stored)) => {
                 Ok(self.ask_owner(&address, job).await.unwrap_or(stored))
+            }
+            (Found::Unowned, Some(stored)) => Ok(stored),
+            (Found::Elsewhere(_) | Found::Unowned, None) => {
+                Err(to_status(ErrorCode::Unavailable, "another coordinator owns this job"))
             }
         }
     }

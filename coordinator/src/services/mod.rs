@@ -134,7 +134,6 @@ impl Jobs for Services {
         let client: ClientId = message.client.parse().map_err(|_| malformed(Malformed("client")))?;
         let request: ExportRequest = required(message.request, "request").map_err(malformed)?;
         let id = if message.job.is_empty() { JobId(random_id()?) } else { job_id(&message.job)? };
-        self.check_source(&request).await?;
         let mut record = JobRecord::new(id, client, request, self.context.options.codec, self.context.now());
         record.request_url = message.request_url;
         self.clone().create(record, message.idempotency_key).await.map(Response::new)

@@ -192,9 +192,13 @@ impl<'a> Work<'a> {
         let world = &self.life.world;
         if world.fault("attempt fails", world.faults.attempt_fails) {
             world.sleep(world.below(500)).await;
-            let codes =
-                [ErrorCode::Unavailable, ErrorCode::Unavailable, ErrorCode::Throttled, ErrorCode::Internal];
-            return Err(failed(codes[world.below(4) as usize]).into());
+            let code = match world.below(24) {
+                0..12 => ErrorCode::Unavailable,
+                12..18 => ErrorCode::Throttled,
+                18..23 => ErrorCode::Internal,
+                _ => ErrorCode::SourceFailed,
+            };
+            return Err(failed(code).into());
         }
         match self.kind {
             TaskKind::Plan => self.plan().await,
@@ -505,7 +509,7 @@ impl<'a> Work<'a> {
         let (mut pause, mut hints) = (100, 0);
         while world.now() < begun + ABANDON {
             let place = self.running.owner();
-            self.life.node.gate().await;
+            self.life.node.crash_point().await;
             let answer = tokio::select! {
                 biased;
                 () = self.running.until_revoked() => return false,

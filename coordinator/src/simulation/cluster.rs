@@ -116,7 +116,7 @@ impl Cluster {
     }
 
     /// Starts a coordinator where none runs.
-    pub fn start(&self, place: usize) {
+    pub fn start(self: &Arc<Self>, place: usize) {
         if self.process(place).is_some() {
             return;
         }
@@ -136,7 +136,14 @@ impl Cluster {
         let coordinator = started.expect("simulated randomness never ends");
         let (services, events) = (coordinator.services.clone(), coordinator.context.events.clone());
         let live = Live { services, events, node, links: Arc::default() };
+        let (cluster, node) = (self.clone(), live.node.clone());
         *self.process(place) = Some(Process { live, coordinator: Some(coordinator) });
+        tokio::spawn(async move {
+            node.killed().await;
+            cluster.kill(place);
+            cluster.world.sleep(cluster.world.between(50, 3_000)).await;
+            cluster.start(place);
+        });
     }
 
     /// Kills it, if it runs.

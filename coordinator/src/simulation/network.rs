@@ -214,7 +214,7 @@ impl Network {
             Report::Complete(request) => live.services.complete(Request::new(request)).await,
         };
         let Ok(response) = response.map(tonic::Response::into_inner) else { return };
-        live.node.gate().await;
+        live.node.crash_point().await;
         self.world.note(heard(response.verdict()), &[worker as u64, place as u64]);
         self.carry(&pair.down).await;
         if self.world.fault("answer lost", lost) {

@@ -131,7 +131,9 @@ fn not_found(location: &Path) -> Error {
 impl ObjectStore for ObjectClient {
     async fn put_opts(&self, location: &Path, payload: PutPayload, _: PutOptions) -> Result<PutResult> {
         self.there().await?;
+        self.node.crash_point().await;
         self.store.put(location.as_ref(), payload.into());
+        self.node.crash_point().await;
         self.back().await?;
         Ok(PutResult { e_tag: None, version: None, extensions: Default::default() })
     }
@@ -158,6 +160,7 @@ impl ObjectStore for ObjectClient {
                 let location = location?;
                 client.there().await?;
                 client.store.delete(location.as_ref());
+                client.node.crash_point().await;
                 client.back().await?;
                 Ok(location)
             }

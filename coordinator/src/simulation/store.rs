@@ -281,6 +281,11 @@ impl StoreClient {
     }
 }
 
+/// Whether tasks, commits or folds of one job are read.
+fn is_of_a_job(prefix: &[u8]) -> bool {
+    [b"/t/", b"/g/", b"/s/"].iter().any(|area| prefix.windows(3).any(|part| part == *area))
+}
+
 fn lost() -> StoreError {
     StoreError::Unknown("simulated loss".to_owned())
 }
@@ -310,7 +315,9 @@ impl MetaStore for StoreClient {
             self.node.gate().await;
             return Err(lost());
         }
+        self.node.crash_point().await;
         let outcome = self.store.apply(&transaction);
+        self.node.crash_point().await;
         if world.fault("unknown, applied", faults.unknown_applied) {
             world.sleep(world.below(DEADLINE)).await;
             self.node.gate().await;
@@ -333,7 +340,7 @@ impl MetaStore for StoreClient {
                 state.revision.saturating_sub(back).max(floor)
             };
             let revision = match at {
-                Some(_) if world.is_sabotaged(Sabotage::UnpinnedLoad) => past(1),
+                Some(_) if world.is_sabotaged(Sabotage::UnpinnedLoad) && is_of_a_job(prefix) => past(1),
                 Some(at) if at < state.compacted => return Err(StoreError::NoSuchRevision(at)),
                 // A member that lags does not know this revision yet.
                 Some(at) if world.fault("member lags", world.faults.read_stale / 4) => {

@@ -73,7 +73,7 @@ impl Worker {
     }
 
     /// Starts it, if it does not run.
-    pub fn start(&self) {
+    pub fn start(self: &Arc<Self>) {
         let world = self.network.cluster.world.clone();
         let mut life = self.life();
         if life.is_some() {
@@ -100,7 +100,14 @@ impl Worker {
         for place in 0..self.network.cluster.places.len() {
             fresh.spawn(fresh.clone().keep(place));
         }
+        let (worker, node) = (self.clone(), fresh.node.clone());
         *life = Some(fresh);
+        tokio::spawn(async move {
+            node.killed().await;
+            worker.kill();
+            node.world.sleep(node.world.between(50, 3_000)).await;
+            worker.start();
+        });
     }
 
     /// Kills it, if it runs. What it has sent still arrives.

@@ -6,9 +6,10 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::Sabotage;
@@ -69,12 +70,14 @@ pub(super) struct Faults {
     pub object_slow: u64,
     pub attempt_fails: u64,
     pub attempt_stalls: u64,
+    /// A process is killed at a point where it had, or was about to have, an effect.
+    pub killed: u64,
 }
 
 impl Faults {
     fn draw(rng: &mut Rng) -> Faults {
         let mut faults = Faults::default();
-        let each: [(&mut u64, u64); 19] = [
+        let each: [(&mut u64, u64); 20] = [
             (&mut faults.unknown_applied, 150),
             (&mut faults.unknown_lost, 150),
             (&mut faults.unknown_late, 100),
@@ -94,6 +97,7 @@ impl Faults {
             (&mut faults.object_slow, 300),
             (&mut faults.attempt_fails, 60),
             (&mut faults.attempt_stalls, 200),
+            (&mut faults.killed, 15),
         ];
         for (fault, most) in each {
             if rng.below(100) < 45 {
@@ -120,7 +124,8 @@ pub(super) struct World {
     pub sabotage: Option<Sabotage>,
     pub faults: Faults,
     began: Instant,
-    healed: AtomicBool,
+    /// When it healed; 0 while it has not.
+    healed: Until,
     inner: Mutex<Inner>,
 }
 
@@ -145,7 +150,7 @@ impl World {
             sabotage,
             faults,
             began: Instant::now(),
-            healed: AtomicBool::new(false),
+            healed: Until::default(),
             inner: Mutex::new(inner),
         }
     }
@@ -202,12 +207,17 @@ impl World {
 
     /// No faults from here on.
     pub fn heal(&self) {
-        self.healed.store(true, Ordering::Relaxed);
+        self.healed.set(self.now());
         self.note("healed", &[]);
     }
 
     pub fn is_healed(&self) -> bool {
-        self.healed.load(Ordering::Relaxed)
+        self.healed.get() > 0
+    }
+
+    /// Whether nothing has gone wrong for so long.
+    pub fn is_well_for(&self, millis: Millis) -> bool {
+        self.is_healed() && self.now() >= self.healed.get() + millis
     }
 
     /// Something happened: part of the trace, and counted under its name.
@@ -277,17 +287,19 @@ impl Until {
 
 /// One start of a process, as the world sees it: it may stand still, or be dead.
 pub(super) struct Node {
-    pub world: std::sync::Arc<World>,
+    pub world: Arc<World>,
     dead: AtomicBool,
     pub paused: Until,
     /// Cut off from the metadata store.
     pub cut: Until,
+    killed: Notify,
 }
 
 impl Node {
-    pub fn new(world: std::sync::Arc<World>) -> std::sync::Arc<Node> {
+    pub fn new(world: Arc<World>) -> Arc<Node> {
         let (paused, cut) = (Until::default(), Until::default());
-        std::sync::Arc::new(Node { world, dead: AtomicBool::new(false), paused, cut })
+        let (dead, killed) = (AtomicBool::new(false), Notify::new());
+        Arc::new(Node { world, dead, paused, cut, killed })
     }
 
     pub fn die(&self) {
@@ -296,6 +308,20 @@ impl Node {
 
     pub fn is_dead(&self) -> bool {
         self.dead.load(Ordering::Relaxed)
+    }
+
+    /// A point at which a process may be killed: just before or after something had an effect.
+    pub async fn crash_point(&self) {
+        if self.world.fault("killed at work", self.world.faults.killed) {
+            self.die();
+            self.killed.notify_one();
+        }
+        self.gate().await;
+    }
+
+    /// Returns when the process was killed at a crash point: whoever runs it buries it.
+    pub async fn killed(&self) {
+        self.killed.notified().await;
     }
 
     /// Whatever crosses the border of the process waits here: for ever if it is dead, else until it runs again.

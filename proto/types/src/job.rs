@@ -126,6 +126,9 @@ pub struct JobRecord {
     pub expires: Option<Instant>,
     /// Why it failed.
     pub error: Option<JobError>,
+    /// Whether, after `Gone`, everything was deleted once more when no worker could still be writing: nothing is
+    /// left to do then.
+    pub swept: bool,
 }
 
 impl JobRecord {
@@ -158,6 +161,7 @@ impl JobRecord {
             result: Volume::default(),
             expires: None,
             error: None,
+            swept: false,
         }
     }
 }

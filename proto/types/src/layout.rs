@@ -143,6 +143,11 @@ impl MetaKeys {
         format!("{}q/{client}/", self.prefix).into_bytes()
     }
 
+    /// What all idempotency keys start with.
+    pub fn idempotency_keys(&self) -> Vec<u8> {
+        format!("{}i/", self.prefix).into_bytes()
+    }
+
     /// The job of an idempotency key, by its hash.
     pub fn idempotency(&self, client: &ClientId, key_hash: u128) -> Vec<u8> {
         format!("{}i/{client}/{key_hash:032x}", self.prefix).into_bytes()

@@ -79,8 +79,9 @@ impl Run<'_> {
         let mut random = Random::new(self.seed);
         let coordinators = 2 + random.below(2) as usize;
         let codec = ["gzip", "none", "zstd"][random.below(3) as usize];
-        let plan =
-            Plan { coordinators, ..Plan::of(&self.population.source(), &format!("run-{}", self.seed)) };
+        let workers_keep_names = random.below(2) == 0;
+        let own = Plan::of(&self.population.source(), &format!("run-{}", self.seed));
+        let plan = Plan { coordinators, workers_keep_names, ..own };
         let (task, owner) = (seconds(LEASES.task), seconds(LEASES.owner));
         let plan = plan.coordinators_with(&[
             "--target-file-size",

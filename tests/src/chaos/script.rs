@@ -109,6 +109,8 @@ pub struct Step {
     pub lasts: Duration,
     /// Whether a run without it does not count.
     pub must: bool,
+    /// Whether nothing else happens until it is overcome, so that it can be seen how long that takes.
+    pub alone: bool,
 }
 
 /// Everything that befalls a run.
@@ -126,6 +128,9 @@ pub struct Leases {
     /// `--owner-lease-ttl`.
     pub owner: Duration,
 }
+
+/// How many of the troubles that need not happen may come before those that must.
+const EARLY_EXTRAS: usize = 2;
 
 fn millis(random: &mut Random, from: u64, to: u64) -> Duration {
     Duration::from_millis(from + random.below(to - from))
@@ -151,12 +156,18 @@ impl Script {
             (Trouble::StoreResets, 4),
             (Trouble::StoreSwallows, 1),
         ];
+        let mut more: Vec<Step> = Vec::new();
         for (trouble, often) in extras {
             if random.below(12) < often {
-                steps.push(step(trouble, false, random, leases));
+                more.push(step(trouble, false, random, leases));
             }
         }
+        shuffle(&mut more, random);
+        // What must happen comes before the job is over, whatever else would.
+        let late = more.split_off(more.len().min(EARLY_EXTRAS));
+        steps.extend(more);
         shuffle(&mut steps, random);
+        steps.extend(late);
         Script { steps }
     }
 }
@@ -170,7 +181,8 @@ fn step(trouble: Trouble, must: bool, random: &mut Random, leases: Leases) -> St
         Trouble::StoreSwallows => millis(random, 200, 800),
         _ => millis(random, 500, 4_000),
     };
-    Step { trouble, after: millis(random, 100, 1_200), lasts, must }
+    let alone = must && trouble == Trouble::KillWorker && random.below(2) == 0;
+    Step { trouble, after: millis(random, 100, 1_200), lasts, must, alone }
 }
 
 fn shuffle(steps: &mut [Step], random: &mut Random) {
@@ -215,5 +227,6 @@ mod tests {
         let pauses: Vec<_> = all.iter().filter(|step| step.trouble == Trouble::PauseWorker).collect();
         assert!(pauses.iter().any(|step| step.lasts > LEASES.task));
         assert!(pauses.iter().any(|step| step.lasts < LEASES.task));
+        assert!(all.iter().any(|step| step.alone) && all.iter().any(|step| step.must && !step.alone));
     }
 }

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use jiff::Timestamp;
 
 use super::script::{Area, Script, Step, Trouble};
+use super::times;
 use crate::cluster::{Backends, Cluster, Kind, Work};
 use crate::proxy::Fault;
 use crate::random::Random;
@@ -14,6 +15,8 @@ use crate::random::Random;
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// After a repair an area is left alone so long, so that what the trouble led to is not taken for what the next leads to.
 const REST: Duration = Duration::from_millis(1_500);
+/// Longer than tasks of a worker that was killed wait for another holder.
+const REGRANT: Duration = Duration::from_secs(8);
 /// How slow a slow store is.
 const SLOW: Duration = Duration::from_millis(60);
 /// How long a process may take to end in order, as platforms have it.
@@ -85,6 +88,9 @@ impl<'a> Maker<'a> {
                 area: step.trouble.area(),
                 cure: Cure::Nothing,
             });
+            if step.alone {
+                self.watch_regrant().await?;
+            }
         }
         while self.repairs.iter().any(|repair| !matches!(repair.cure, Cure::Nothing)) {
             self.repair()?;
@@ -107,6 +113,17 @@ impl<'a> Maker<'a> {
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
+    }
+
+    /// Waits until the tasks of the worker that was killed last have other holders; not for ever: it may have had none.
+    async fn watch_regrant(&mut self) -> Result<()> {
+        let Some(Made { worker: Some(worker), at, .. }) = self.made.last().cloned() else { return Ok(()) };
+        let began = Instant::now();
+        while began.elapsed() < REGRANT && times::regrant(&self.cluster.events(), &worker, at).is_none() {
+            self.repair()?;
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        Ok(())
     }
 
     fn repair(&mut self) -> Result<()> {

@@ -97,6 +97,8 @@ pub enum TaskResult {
 pub enum Input {
     /// The machine was just loaded.
     Start,
+    /// Instead of `Start`: what the job rests on is gone or damaged, so that it cannot go on.
+    Broken(JobError),
     /// A slot is free at this worker; answered by a grant if a task waits.
     Offer {
         /// Who.
@@ -285,7 +287,7 @@ pub enum Output {
     Lost,
     /// The job was released and may be claimed by another coordinator: drop the machine.
     Released,
-    /// Nothing of the job is left: drop the machine.
+    /// Nothing is left to do for the job: drop the machine. Its record stays for a while.
     Forget,
 }
 

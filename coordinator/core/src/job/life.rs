@@ -1,7 +1,7 @@
 //! A job's way from state to state beside its rounds: finalizing, failing, stopping, expiring, deleting.
 
 use flatbed_types::job::{JobError, JobState, ObjectPointer, StopKind};
-use flatbed_types::{ErrorCode, Instant, caps};
+use flatbed_types::{ErrorCode, Instant};
 
 use super::convert::from_ledger;
 use super::{Busy, Group, Job, Op, Output, is_due};
@@ -46,7 +46,7 @@ impl Job {
                 self.busy = Some(Busy::Deleting);
                 out.push(Output::DeleteObjects);
             }
-            JobState::Gone => self.sweep_or_forget(now, out),
+            JobState::Gone => self.sweep(now, out),
         }
     }
 
@@ -188,7 +188,12 @@ impl Job {
         }
         self.busy = None;
         match result {
-            Ok(()) if self.record.state == JobState::Gone => self.swept = true,
+            // Nothing is left to do: the record rests, without an owner, until it is old enough to go.
+            Ok(()) if self.record.state == JobState::Gone => {
+                self.record.swept = true;
+                let ops = vec![Op::PutJob(Box::new(self.record.clone())), Op::Release];
+                self.enqueue(Group::of(ops, vec![Output::Forget]));
+            }
             Ok(()) => {
                 self.record.ended = Some(now);
                 let group =
@@ -200,14 +205,12 @@ impl Job {
     }
 
     /// A worker that was sealing when the job ended may have written behind the first deletion: when none can be
-    /// left, everything is deleted once more. Much later the record goes too.
-    fn sweep_or_forget(&mut self, now: Instant, out: &mut Vec<Output>) {
+    /// left, everything is deleted once more. Then the record rests.
+    fn sweep(&mut self, now: Instant, out: &mut Vec<Output>) {
         let since = |millis: i64| self.record.ended.is_some_and(|ended| ended.plus_millis(millis) <= now);
-        if !self.swept && since(LAST_WRITES_MILLIS) {
+        if !self.record.swept && since(LAST_WRITES_MILLIS) {
             self.busy = Some(Busy::Deleting);
             out.push(Output::DeleteObjects);
-        } else if self.swept && since(caps::TOMBSTONE_MILLIS as i64) {
-            self.enqueue(Group::of(vec![Op::DeleteJob], vec![Output::Forget]));
         }
     }
 

@@ -156,8 +156,6 @@ pub struct Job {
     retry_at: Option<Instant>,
     stop: Option<StopKind>,
     waiting_for: Option<String>,
-    /// Whether everything was deleted a second time.
-    swept: bool,
 }
 
 impl Job {
@@ -185,7 +183,6 @@ impl Job {
             retry_at: None,
             stop: stored.stop,
             waiting_for: None,
-            swept: false,
         };
         job.restore(stored);
         job
@@ -226,6 +223,7 @@ impl Job {
     fn handle(&mut self, now: Instant, input: Input, out: &mut Vec<Output>) {
         match input {
             Input::Start | Input::Tick => {}
+            Input::Broken(error) => self.fail(now, error),
             Input::Offer { holder, token } => self.offer(now, holder, token),
             Input::Commit { reply, commit, token } => self.commit(reply, commit, token, out),
             Input::Complete { reply, task, attempt, token, result } => {
@@ -263,6 +261,7 @@ impl Job {
             Input::TxnDone(outcome) => self.txn_done(outcome, out),
             Input::Stop(kind) => self.stop = self.stop.or(Some(kind)),
             Input::Start
+            | Input::Broken(_)
             | Input::Tick
             | Input::Release
             | Input::Offer { .. }

@@ -30,9 +30,6 @@ use crate::world::COORDINATORS;
 const TRY: Duration = Duration::from_secs(3);
 /// The moment of every export.
 const MOMENT_NANOS: i64 = 1_600_000_000_000_000_000;
-/// The segment of reports that have none.
-const WHOLE: u32 = u32::MAX;
-
 /// An attempt, as the sessions of its worker see it.
 pub struct Running {
     pub grant: wire::Grant,
@@ -94,6 +91,17 @@ enum Report {
     Complete(wire::CompleteRequest),
 }
 
+impl Report {
+    /// The segment, where it is of one. Copies of the result of a task that arrive together are one report, and share
+    /// its answer.
+    fn segment(&self) -> Option<u32> {
+        match self {
+            Report::Commit(request) => request.commit.as_ref().map(|commit| commit.segment),
+            Report::Complete(_) => None,
+        }
+    }
+}
+
 struct Work<'a> {
     worker: &'a Worker,
     running: &'a Running,
@@ -135,7 +143,7 @@ impl Work<'_> {
         let result = Some(complete_request::Result::Plan(result));
         let wire::Grant { job, task, attempt, token, .. } = self.running.grant.clone();
         let request = wire::CompleteRequest { job, task, attempt, token, result };
-        self.deliver(Report::Complete(request), WHOLE).await;
+        self.deliver(Report::Complete(request)).await;
     }
 
     async fn extract(&self, lane: Lane) {
@@ -197,14 +205,14 @@ impl Work<'_> {
         };
         let (job, token) = (self.running.grant.job.clone(), self.running.grant.token);
         let request = wire::CommitRequest { job, token, commit: Some(commit.to_wire()) };
-        self.deliver(Report::Commit(request), segment).await
+        self.deliver(Report::Commit(request)).await
     }
 
     /// Repeats a report until a coordinator has decided; whether it counts.
-    async fn deliver(&self, report: Report, segment: u32) -> bool {
+    async fn deliver(&self, report: Report) -> bool {
         let world = &self.worker.world;
         if world.random.chance(300) {
-            self.send_a_copy(report.clone(), segment);
+            self.send_a_copy(report.clone());
         }
         loop {
             let address = self.running.owner();
@@ -213,7 +221,7 @@ impl Work<'_> {
             let answer = answer.ok().and_then(Result::ok);
             match answer.as_ref().map(CommitResponse::verdict) {
                 Some(CommitVerdict::Accepted) => {
-                    world.record.accepted(self.key(), segment);
+                    world.record.accepted(self.key(), report.segment());
                     return true;
                 }
                 Some(CommitVerdict::Duplicate) => return true,
@@ -238,10 +246,11 @@ impl Work<'_> {
     }
 
     /// Sends the report once more on its own way, sooner or later.
-    fn send_a_copy(&self, report: Report, segment: u32) {
+    fn send_a_copy(&self, report: Report) {
         let (world, key) = (self.worker.world.clone(), self.key());
         let address = world.random.one_of(&COORDINATORS);
         let Some(channel) = self.worker.coordinators.channel(address) else { return };
+        let segment = report.segment();
         tokio::spawn(async move {
             tokio::time::sleep(world.random.millis(0, 1_500)).await;
             let answer = tokio::time::timeout(TRY, send(channel, report)).await;

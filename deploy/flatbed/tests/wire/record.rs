@@ -61,11 +61,13 @@ impl Record {
     }
 
     /// A coordinator answered ACCEPTED.
-    pub fn accepted(&self, attempt: AttemptKey, segment: u32) {
-        *self.seen().accepted.entry((attempt, segment)).or_default() += 1;
+    pub fn accepted(&self, attempt: AttemptKey, segment: Option<u32>) {
+        if let Some(segment) = segment {
+            *self.seen().accepted.entry((attempt, segment)).or_default() += 1;
+        }
     }
 
-    /// How many reports were accepted.
+    /// How many segments were accepted.
     pub fn accepted_so_far(&self) -> usize {
         self.seen().accepted.len()
     }

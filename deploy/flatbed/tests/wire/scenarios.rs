@@ -92,8 +92,9 @@ fn a_call_fails_over_and_a_repeated_kick_off_is_one_job() {
             lab.http.get(gateway, "/fhir/metadata").await?;
         }
         let fault = random.one_of(&FAULTS);
+        // Before the call, under way, or when it is answered.
         let breaks = async {
-            lab.sleep(0, 4 * lab.latency.as_millis() as u64).await;
+            lab.sleep(0, 60 + lab.latency.as_millis() as u64).await;
             lab.break_link(fault, gateway, coordinator);
         };
         let (answer, ()) = tokio::join!(lab.http.kick_off(gateway, None), breaks);
