@@ -170,9 +170,13 @@ pub(crate) enum ClaimError {
     /// Another coordinator owns it, or claimed it first.
     #[error("another coordinator owns it")]
     Taken,
-    /// There is no such job any more, or nothing is left to do for it.
+    /// Nothing is left to do for it.
     #[error("nothing is left to do for it")]
     Over,
+    /// A plain read does not show it. It may be deleted, of which the watch tells; but such a read may be stale, and
+    /// then it must not be forgotten.
+    #[error("it is not there, as far as this coordinator can see")]
+    Unseen,
     /// This coordinator has no lease at the moment.
     #[error("this coordinator has no lease")]
     NoLease,
@@ -221,7 +225,7 @@ pub(crate) async fn claim(context: &Context, job: JobId) -> Result<Claimed, Clai
     };
     // Read behind the fence: a job that is deleted in between takes its fence along, and the comparison fails.
     let (_, record) = context.store.range(&keys.job(job), None).await?;
-    let Some((_, value)) = record.into_iter().next() else { return Err(ClaimError::Over) };
+    let Some((_, value)) = record.into_iter().next() else { return Err(ClaimError::Unseen) };
     if is_resting(&decode(&value)?) {
         return Err(ClaimError::Over);
     }

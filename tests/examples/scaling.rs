@@ -331,7 +331,7 @@ async fn two_workers(lake: &Lake, room: &Path, rounds: usize) -> Result<(String,
     let bound_plan = |name: &str, workers: usize| {
         let options = ["--index", &lake.index].map(str::to_owned).to_vec();
         Plan { worker_options: options, worker_cores: vec![0, 1], ..plan(&lake.source, name, workers) }
-            .coordinators_with(&["--target-file-size", "1MiB", "--compress", "zstd"])
+            .coordinators_with(&["--target-file-size", "32MiB", "--compress", "zstd"])
     };
     let one = Service::cluster(&bound_plan("one", 1), &backends, room).await?;
     let two = Service::cluster(&bound_plan("two", 2), &backends, room).await?;

@@ -112,15 +112,26 @@ pub enum Output {
 enum Ours {
     No,
     /// `lapsed`: the lease has ended since; whatever comes of the claim is dropped.
-    Claiming { lapsed: bool },
-    Owned { epoch: Epoch, revision: u64, since: Millis },
-    Leaving { epoch: Epoch, revision: u64 },
+    Claiming {
+        lapsed: bool,
+    },
+    Owned {
+        epoch: Epoch,
+        revision: u64,
+        since: Millis,
+    },
+    Leaving {
+        epoch: Epoch,
+        revision: u64,
+    },
 }
 
 struct Entry {
     unfinished: bool,
     owner: Option<Owner>,
     ours: Ours,
+    /// Its record is gone: forgotten when a claim under way has been answered.
+    deleted: bool,
     /// Claims in a row that failed.
     failures: u32,
     /// When it may be claimed at the earliest, by rank 0.
@@ -196,11 +207,16 @@ impl Cluster {
             }
             Input::Member(id, None) => drop(self.members.remove(&id)),
             Input::Owner(revision, job, owner) => self.owner(now, revision, job, owner, out),
-            Input::Job(job, Some(unfinished)) => self.entry(now, job).unfinished = unfinished,
+            Input::Job(job, Some(unfinished)) => {
+                let entry = self.entry(now, job);
+                (entry.unfinished, entry.deleted) = (unfinished, false);
+            }
             // What is owned is forgotten when its machine says so.
             Input::Job(job, None) => {
                 if self.jobs.get(&job).is_some_and(|entry| entry.ours == Ours::No) {
                     self.jobs.remove(&job);
+                } else if let Some(entry) = self.jobs.get_mut(&job) {
+                    entry.deleted = true;
                 }
             }
             Input::Joined => self.joined = true,
@@ -224,6 +240,9 @@ impl Cluster {
                     entry.ours = Ours::No;
                     entry.free_since = now + (CLAIM_RETRY << entry.failures.min(5)).min(LONGEST_RETRY);
                     entry.failures += 1;
+                    if entry.deleted {
+                        self.jobs.remove(&job);
+                    }
                 }
             }
             Input::Dropped(job) => self.dropped(now, job),
@@ -236,7 +255,14 @@ impl Cluster {
     }
 
     fn entry(&mut self, now: Millis, job: JobId) -> &mut Entry {
-        let fresh = Entry { unfinished: true, owner: None, ours: Ours::No, failures: 0, free_since: now };
+        let fresh = Entry {
+            unfinished: true,
+            owner: None,
+            ours: Ours::No,
+            deleted: false,
+            failures: 0,
+            free_since: now,
+        };
         self.jobs.entry(job).or_insert(fresh)
     }
 
@@ -517,6 +543,11 @@ mod tests {
         assert_eq!(step(&mut a, 1, Input::Over(JobId(0))), []);
         assert_eq!(step(&mut a, 2, Input::Owner(60, JobId(0), None)), [], "its keys go behind it");
         assert_eq!(step(&mut a, 90_000, Input::Tick), []);
+        // One that goes while it is being claimed is forgotten when the claim has failed.
+        assert_eq!(step(&mut a, 90_001, Input::Job(JobId(7), Some(true))), [Output::Claim(JobId(7))]);
+        step(&mut a, 90_002, Input::Job(JobId(7), None));
+        step(&mut a, 90_003, Input::ClaimFailed(JobId(7)));
+        assert_eq!(step(&mut a, 900_000, Input::Tick), []);
     }
 
     #[test]

@@ -453,8 +453,7 @@ impl Driver {
         // Not ours, or not yet: only the owner decides.
         let owner = self.cluster.elsewhere(job).map(str::to_owned);
         let coming = owner.is_none() && self.cluster.is_claiming(job);
-        let answer =
-            if coming { Reported::Decided(CommitAnswer::Retry) } else { Reported::NotOwner(owner) };
+        let answer = if coming { Reported::Decided(CommitAnswer::Retry) } else { Reported::NotOwner(owner) };
         self.answer(reply, answer);
     }
 

@@ -46,7 +46,7 @@ impl Driver {
             Ok(claimed) => self.adopt(job, *claimed),
             Err(ClaimError::Over) => self.follow(cluster::Input::Over(job)),
             Err(error) => {
-                if matches!(error, ClaimError::Taken | ClaimError::NoLease) {
+                if matches!(error, ClaimError::Taken | ClaimError::NoLease | ClaimError::Unseen) {
                     tracing::debug!(job = %job, %error, "not claimed");
                 } else {
                     tracing::error!(job = %job, %error, "a job cannot be loaded; trying again");

@@ -2,8 +2,6 @@
 //! little time each.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use flatbed_proto::convert::{Wire, each, each_to_wire, optional, required};
 use flatbed_proto::convert_task::kind_from_wire;
@@ -21,14 +19,13 @@ use object_store::path::Path;
 use object_store::{ObjectStoreExt, PutPayload};
 use prost::Message;
 use sha2::{Digest, Sha256};
-use tokio::sync::{Notify, mpsc};
 
 use super::Sabotage;
 use super::network::Report;
+use super::running::Running;
 use super::source::{ADDRESS, ROW_BYTES, Row, Select};
-use super::worker::{Life, report, truncated};
+use super::worker::Life;
 use super::world::Millis;
-use crate::driver::Event;
 
 /// The moment of every export, in milliseconds.
 const MOMENT: i64 = 1_600_000_000_000;
@@ -62,82 +59,6 @@ impl From<JobError> for End {
 
 fn failed(code: ErrorCode) -> JobError {
     JobError { code, message: "simulated".to_owned() }
-}
-
-/// An attempt, as its worker's sessions see it.
-pub(super) struct Running {
-    pub grant: wire::Grant,
-    owner: AtomicUsize,
-    revoked: AtomicBool,
-    drained: AtomicBool,
-    changed: Notify,
-    standing: Mutex<(Volume, u64)>,
-    cuts: Mutex<Vec<mpsc::UnboundedSender<Event>>>,
-}
-
-impl Running {
-    pub fn new(grant: wire::Grant, place: usize) -> Running {
-        Running {
-            grant,
-            owner: AtomicUsize::new(place),
-            revoked: AtomicBool::new(false),
-            drained: AtomicBool::new(false),
-            changed: Notify::new(),
-            standing: Mutex::default(),
-            cuts: Mutex::default(),
-        }
-    }
-
-    /// The coordinator that owns the job, as far as known.
-    pub fn owner(&self) -> usize {
-        self.owner.load(Ordering::Relaxed)
-    }
-
-    pub fn revoke(&self) {
-        self.revoked.store(true, Ordering::Relaxed);
-        self.changed.notify_waiters();
-    }
-
-    fn is_revoked(&self) -> bool {
-        self.revoked.load(Ordering::Relaxed)
-    }
-
-    async fn until_revoked(&self) {
-        while !self.is_revoked() {
-            self.changed.notified().await;
-        }
-    }
-
-    pub fn drain(&self) {
-        self.drained.store(true, Ordering::Relaxed);
-    }
-
-    fn is_drained(&self) -> bool {
-        self.drained.load(Ordering::Relaxed)
-    }
-
-    fn standing(&self) -> MutexGuard<'_, (Volume, u64)> {
-        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub fn report(&self) -> wire::AttemptReport {
-        let (written, left) = *self.standing();
-        report(&self.grant, written, left)
-    }
-
-    fn cuts(&self) -> MutexGuard<'_, Vec<mpsc::UnboundedSender<Event>>> {
-        self.cuts.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub fn ask_for_cut(&self, answers: mpsc::UnboundedSender<Event>) {
-        self.cuts().push(answers);
-    }
-
-    pub fn answer_cuts(&self, at: Option<&Position>) {
-        for answers in std::mem::take(&mut *self.cuts()) {
-            let _ = answers.send(truncated(self, at));
-        }
-    }
 }
 
 /// Carries a grant out; the failure to report, if there is one.
@@ -413,7 +334,7 @@ impl<'a> Work<'a> {
             }
             let is_last = rows.get(at).filter(in_range).is_none();
             let left = rows.len().saturating_sub(at) as u64 * ROW_BYTES;
-            *self.running.standing() = (Volume { rows: at as u64, bytes: at as u64 * ROW_BYTES }, left);
+            self.running.stands(Volume { rows: at as u64, bytes: at as u64 * ROW_BYTES }, left);
             let drained = self.running.is_drained();
             if !is_last && !drained && (open.len() as u64) < self.seal {
                 continue;
@@ -436,7 +357,7 @@ impl<'a> Work<'a> {
 
     /// Gives the end of the range away, if somebody asked for it and at least two rows remain.
     fn cut_if_asked(&mut self, rows: &[(Vec<u8>, &Row)], at: usize) {
-        if self.running.cuts().is_empty() {
+        if !self.running.is_cut_wanted() {
             return;
         }
         let left = rows.iter().skip(at + 1).filter(|(key, _)| self.range.contains(key)).count();
@@ -528,7 +449,7 @@ impl<'a> Work<'a> {
                 _ => {}
             }
             let next = (place + 1) % network.cluster.places.len();
-            self.running.owner.store(named.unwrap_or(next), Ordering::Relaxed);
+            self.running.set_owner(named.unwrap_or(next));
             if named.is_some_and(|named| named != place) && hints < 2 {
                 hints += 1;
                 continue;

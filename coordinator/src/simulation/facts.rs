@@ -372,7 +372,12 @@ impl JobFacts {
     }
 
     /// L2: a worker is asked for what remains, and for nothing that was committed before the grant.
-    pub fn check_grant(&self, attempt: AttemptId, session: SessionId, range: &KeyRange) -> Result<(), String> {
+    pub fn check_grant(
+        &self,
+        attempt: AttemptId,
+        session: SessionId,
+        range: &KeyRange,
+    ) -> Result<(), String> {
         // One that was granted and withdrawn in the same transaction leaves no trace, and can never commit.
         let Some((holder, granted)) = self.attempts.get(&attempt) else { return Ok(()) };
         match *holder == session && range.lo == granted.lo && range.hi >= granted.hi {

@@ -22,6 +22,7 @@ mod cluster;
 mod facts;
 mod network;
 mod objects;
+mod running;
 mod scenario;
 mod source;
 mod store;

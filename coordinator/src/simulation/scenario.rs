@@ -38,10 +38,10 @@ const ANSWERS: u32 = 200;
 /// How long a client asks for its job, at least.
 const POLLED: Millis = 12_000;
 
-/// How long a stopped job may still be seen (`decisions.md` 9)...
+/// How long a stopped job may still be seen (`decisions.md` 9).
 const STALE: Millis = 1_000;
 
-/// ... unless its owner is cut off, or a watch late: until so long after the last fault.
+/// From so long after the last fault on: before, its owner may be cut off, or a watch late.
 const WELL: Millis = 6_000;
 
 /// Of so many seeds one is followed until deleted jobs are swept.

@@ -30,6 +30,9 @@ const DEADLINE: Millis = 1_500;
 /// How far back a stale read may look, in revisions.
 const STALE: u64 = 20;
 
+/// What becomes of keys: their values, if any, and the leases these rest on.
+type Changes = BTreeMap<Vec<u8>, (Option<Vec<u8>>, Option<LeaseId>)>;
+
 struct Lease {
     ttl: Millis,
     ends: Millis,
@@ -146,7 +149,7 @@ impl SimStore {
             self.world.note("txn refused", &[state.revision]);
             return Ok(Outcome::NotApplied(reads));
         }
-        let mut changes: BTreeMap<Vec<u8>, (Option<Vec<u8>>, Option<LeaseId>)> = BTreeMap::new();
+        let mut changes = Changes::new();
         for write in &transaction.writes {
             match write {
                 Write::Put(key, value) => drop(changes.insert(key.clone(), (Some(value.clone()), None))),
@@ -183,7 +186,7 @@ impl SimStore {
         }
     }
 
-    fn write(&self, state: &mut State, changes: BTreeMap<Vec<u8>, (Option<Vec<u8>>, Option<LeaseId>)>) {
+    fn write(&self, state: &mut State, changes: Changes) {
         if changes.is_empty() {
             return;
         }
@@ -227,8 +230,6 @@ impl SimStore {
         }
     }
 }
-
-type Changes = BTreeMap<Vec<u8>, (Option<Vec<u8>>, Option<LeaseId>)>;
 
 /// Deletes the keys from `from` on for which `is_doomed` holds without a gap, those of this transaction among them.
 fn delete(state: &State, changes: &mut Changes, is_doomed: impl Fn(&Vec<u8>) -> bool, from: &[u8]) {

@@ -130,8 +130,7 @@ fn seeds() {
     if let Some(seed) = number("FLATBED_SIM_SEED") {
         let logs = tracing_subscriber::fmt().without_time().with_ansi(false).with_writer(std::io::stderr);
         let logs = logs.with_max_level(tracing::Level::DEBUG).finish();
-        let verdict =
-            tracing::subscriber::with_default(logs, || scenario::run(seed, None, Readers::Person));
+        let verdict = tracing::subscriber::with_default(logs, || scenario::run(seed, None, Readers::Person));
         assert_eq!(verdict.violation, None, "seed {seed}");
         return;
     }
@@ -158,7 +157,8 @@ fn seeds() {
 #[test]
 fn same_seed_same_trace() {
     for seed in 0..60 {
-        let (first, again) = (scenario::run(seed, None, Readers::Test), scenario::run(seed, None, Readers::Test));
+        let (first, again) =
+            (scenario::run(seed, None, Readers::Test), scenario::run(seed, None, Readers::Test));
         let differs = first.lines.iter().zip(&again.lines).find(|(one, other)| one != other);
         assert_eq!(differs, None, "seed {seed}");
         assert_eq!((first.hash, first.counts), (again.hash, again.counts), "seed {seed}");
@@ -200,7 +200,7 @@ fn a_result_in_spite_of_a_stop_is_found() {
 
 #[test]
 fn loading_at_another_revision_than_the_claims_is_found() {
-    is_found(Sabotage::UnpinnedLoad, &["I1", "I4", "I5", "I7", "I9"]);
+    is_found(Sabotage::UnpinnedLoad, &["I1", "I4", "I5", "I7", "I9", "a fold"]);
 }
 
 #[test]

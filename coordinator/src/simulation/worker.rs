@@ -8,16 +8,16 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use flatbed_proto::convert::{Wire, u128_bytes, u128_from};
+use flatbed_proto::convert::{Wire, u128_from};
 use flatbed_proto::wire::lease::{self as wire, coordinator_message::Message};
-use flatbed_types::job::Volume;
-use flatbed_types::{AttemptId, JobId, KeyRange, Position, SessionId, Token};
+use flatbed_types::{AttemptId, JobId, KeyRange, SessionId, Token};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::AbortHandle;
 
-use super::attempt::{self, Running};
+use super::attempt;
 use super::network::{Caller, Network, Stream};
 use super::objects::ObjectClient;
+use super::running::Running;
 use super::source::Source;
 use super::world::{Millis, Node, World};
 use crate::driver::Event;
@@ -362,25 +362,5 @@ struct BreakOnDrop(Arc<super::cluster::Link>);
 impl Drop for BreakOnDrop {
     fn drop(&mut self) {
         self.0.cut();
-    }
-}
-
-/// The answer to a wish to cut.
-pub(super) fn truncated(running: &Running, at: Option<&Position>) -> Event {
-    let job = JobId(u128_from(&running.grant.job, "grant.job").unwrap_or_default());
-    Event::Truncated { job, attempt: AttemptId(running.grant.attempt), at: at.cloned() }
-}
-
-/// What a heartbeat says of an attempt.
-pub(super) fn report(grant: &wire::Grant, written: Volume, left_bytes: u64) -> wire::AttemptReport {
-    let job = u128_from(&grant.job, "grant.job").unwrap_or_default();
-    wire::AttemptReport {
-        job: u128_bytes(job),
-        task: grant.task,
-        attempt: grant.attempt,
-        uncommitted: None,
-        note: String::new(),
-        written: Some(written.to_wire()),
-        left_bytes,
     }
 }

@@ -24,7 +24,7 @@ use crate::folder::{self, Export};
 use crate::oracle::{Level, Query, Store};
 use crate::process::{EXPORT_TIME, flatbed, run};
 use crate::random::Random;
-use report::Outcome;
+use report::{Facts, Outcome};
 use script::{Leases, Script};
 use trouble::Maker;
 
@@ -137,7 +137,8 @@ impl Run<'_> {
         ensure!(job["state"] == "complete" && job["result"]["resources"] == export.lines.total(), "{job}");
         ensure!(tasks >= FEWEST_TASKS, "{tasks} tasks are too few: there is little to lose");
         delete(&client, &gateways[0], &status).await?;
-        Ok(Outcome::new(self.seed, level, tasks, &export, took, made, &cluster.events()))
+        let facts = Facts { seed: self.seed, level, tasks, took, made };
+        Ok(Outcome::new(facts, &export, &cluster.events()))
     }
 
     /// Downloads the files and compares them with what the population holds.

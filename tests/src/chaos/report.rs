@@ -10,48 +10,46 @@ use crate::cluster::events::Event;
 use crate::folder::Export;
 use crate::oracle::Level;
 
+/// What a run knows of itself.
+#[derive(Debug)]
+pub struct Facts {
+    /// From which everything followed.
+    pub seed: u64,
+    /// What was exported.
+    pub level: Level,
+    /// How many tasks the job had.
+    pub tasks: u64,
+    /// From kick-off to manifest.
+    pub took: Duration,
+    /// What went wrong.
+    pub made: Vec<Made>,
+}
+
 /// A run that was judged and found right.
 #[derive(Debug)]
 pub struct Outcome {
-    seed: u64,
-    level: Level,
-    tasks: u64,
+    facts: Facts,
     lines: u64,
     bytes: u64,
     files: usize,
-    took: Duration,
-    made: Vec<Made>,
     again: usize,
     regrants: Vec<Duration>,
     takeovers: Vec<Duration>,
 }
 
 impl Outcome {
-    pub(super) fn new(
-        seed: u64,
-        level: Level,
-        tasks: u64,
-        export: &Export,
-        took: Duration,
-        made: Vec<Made>,
-        events: &[Event],
-    ) -> Outcome {
+    pub(super) fn new(facts: Facts, export: &Export, events: &[Event]) -> Outcome {
         let killed = |made: &Made| times::regrant(events, made.worker.as_deref()?, made.at);
-        let owners = made.iter().filter(|made| made.trouble == Trouble::KillCoordinator { owner: true });
-        let regrants = made.iter().filter_map(killed).collect();
-        let takeovers = owners.filter_map(|made| times::takeover(events, made.at)).collect();
+        let owners =
+            facts.made.iter().filter(|made| made.trouble == Trouble::KillCoordinator { owner: true });
         Outcome {
-            seed,
-            level,
-            tasks,
             lines: export.lines.total(),
             bytes: export.raw_bytes,
             files: export.files,
-            took,
             again: times::granted_again(events),
-            regrants,
-            takeovers,
-            made,
+            regrants: facts.made.iter().filter_map(killed).collect(),
+            takeovers: owners.filter_map(|made| times::takeover(events, made.at)).collect(),
+            facts,
         }
     }
 }
@@ -63,18 +61,18 @@ fn seconds(times: &[Duration]) -> String {
 
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let level = if self.level == Level::System { "system" } else { "patient" };
-        let troubles: Vec<String> = self.made.iter().map(|made| made.trouble.to_string()).collect();
+        let level = if self.facts.level == Level::System { "system" } else { "patient" };
+        let troubles: Vec<String> = self.facts.made.iter().map(|made| made.trouble.to_string()).collect();
         write!(
             f,
             "seed {:<6} {level:<7} {:>5} tasks {:>7} lines {:>4} MB {:>5} files {:>5.1} s  {:>3} tasks again  \
              regrant {:<8} takeover {:<8} {}",
-            self.seed,
-            self.tasks,
+            self.facts.seed,
+            self.facts.tasks,
             self.lines,
             self.bytes / 1_000_000,
             self.files,
-            self.took.as_secs_f64(),
+            self.facts.took.as_secs_f64(),
             self.again,
             seconds(&self.regrants),
             seconds(&self.takeovers),
@@ -87,20 +85,20 @@ impl fmt::Display for Outcome {
 pub fn summary(outcomes: &[Outcome]) -> String {
     let mut text = String::new();
     let sum = |of: fn(&Outcome) -> u64| outcomes.iter().map(of).sum::<u64>();
-    let (tasks, again) = (sum(|outcome| outcome.tasks), sum(|outcome| outcome.again as u64));
+    let (tasks, again) = (sum(|outcome| outcome.facts.tasks), sum(|outcome| outcome.again as u64));
     let _ = writeln!(
         text,
         "{} runs right: {} lines, {tasks} tasks, {again} again ({:.2} %), {} troubles",
         outcomes.len(),
         sum(|outcome| outcome.lines),
         again as f64 * 100.0 / tasks.max(1) as f64,
-        sum(|outcome| outcome.made.len() as u64)
+        sum(|outcome| outcome.facts.made.len() as u64)
     );
     let all = |of: fn(&Outcome) -> &[Duration]| outcomes.iter().flat_map(of).copied().collect::<Vec<_>>();
     let rows = [
         ("worker killed, tasks granted again", all(|outcome| &outcome.regrants)),
         ("owner killed, job loaded by another", all(|outcome| &outcome.takeovers)),
-        ("export", outcomes.iter().map(|outcome| outcome.took).collect()),
+        ("export", outcomes.iter().map(|outcome| outcome.facts.took).collect()),
     ];
     for (name, mut values) in rows {
         let of = |values: &mut [Duration], percent| {

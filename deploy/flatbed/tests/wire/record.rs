@@ -103,17 +103,22 @@ impl Record {
 
     /// What must hold of every world.
     pub fn judge(&self) -> Result<()> {
-        let seen = self.seen();
-        for ((attempt, segment), times) in &seen.accepted {
+        self.seen().judge()
+    }
+}
+
+impl Seen {
+    fn judge(&self) -> Result<()> {
+        for ((attempt, segment), times) in &self.accepted {
             ensure!(*times == 1, "segment {segment} of attempt {:x} was accepted {times} times", attempt.1);
         }
-        for (index, later) in seen.granted.iter().enumerate() {
+        for (index, later) in self.granted.iter().enumerate() {
             let same =
                 |earlier: &&Granted| earlier.attempt.0 == later.attempt.0 && earlier.task == later.task;
-            for earlier in seen.granted[..index].iter().filter(same) {
-                let runs = seen.ended.get(&earlier.attempt).is_none_or(|ended| *ended > later.at);
+            for earlier in self.granted[..index].iter().filter(same) {
+                let runs = self.ended.get(&earlier.attempt).is_none_or(|ended| *ended > later.at);
                 ensure!(
-                    !runs || seen.may_be_lost(earlier.worker, later.at),
+                    !runs || self.may_be_lost(earlier.worker, later.at),
                     "task {} was granted to {} at {:?} while {} works on it, which it was granted at {:?}",
                     later.task,
                     later.worker,
@@ -125,12 +130,47 @@ impl Record {
         }
         Ok(())
     }
-}
 
-impl Seen {
     /// Whether a coordinator could rightly take a worker for lost at this time. What a cut held back arrives late.
     fn may_be_lost(&self, worker: &str, at: Duration) -> bool {
         let over = |cut: &Cut| cut.to.is_some_and(|to| at > to + Duration::from_secs(10));
         self.cuts.iter().any(|cut| cut.worker == worker && at >= cut.from + SOONEST_LOSS && !over(cut))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// One task, granted to w1 at the beginning and to w2 at this second.
+    fn granted_again_at(second: u32) -> Seen {
+        let granted = |at, worker, attempt| Granted { at, worker, attempt: (1, attempt), task: 7 };
+        let granted = vec![granted(Duration::ZERO, "w1", 1), granted(SECOND * second, "w2", 2)];
+        Seen { granted, ..Seen::default() }
+    }
+
+    #[test]
+    fn a_task_is_granted_again_only_when_its_worker_ended_it_or_was_cut_off_for_long() {
+        assert!(granted_again_at(11).judge().is_err());
+        let ended = BTreeMap::from([((1, 1), SECOND * 10)]);
+        assert!(Seen { ended: ended.clone(), ..granted_again_at(11) }.judge().is_ok());
+        assert!(Seen { ended, ..granted_again_at(9) }.judge().is_err(), "it was at work then");
+        let cut = |worker, from: u32, to: Option<u32>| {
+            vec![Cut { worker, from: SECOND * from, to: to.map(|to| SECOND * to) }]
+        };
+        let with = |cuts| Seen { cuts, ..granted_again_at(11) }.judge();
+        assert!(with(cut("w1", 1, None)).is_ok());
+        assert!(with(cut("w1", 3, None)).is_err(), "too soon");
+        assert!(with(cut("w2", 1, None)).is_err(), "another worker");
+        assert!(with(cut("w1", 0, Some(0))).is_err(), "long over");
+    }
+
+    #[test]
+    fn a_segment_is_accepted_once() {
+        let accepted = |times| Seen { accepted: BTreeMap::from([(((1, 1), 0), times)]), ..Seen::default() };
+        assert!(accepted(1).judge().is_ok());
+        assert!(accepted(2).judge().is_err());
     }
 }

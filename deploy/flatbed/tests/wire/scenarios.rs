@@ -249,8 +249,19 @@ fn what_one_gateway_deletes_is_gone_at_the_other() {
         if random.chance(400) {
             lab.break_link(random.one_of(&FAULTS), "c1", "c2");
         }
-        let deleted = lab.http.send("g1", "DELETE", &path, &[]).await?;
-        ensure!(deleted.status == StatusCode::ACCEPTED, "{}", deleted.text());
+        let answer_may_get_lost = random.chance(300);
+        let breaks = async {
+            if answer_may_get_lost {
+                lab.sleep(0, 20 + lab.latency.as_millis() as u64).await;
+                lab.break_link(random.one_of(&FAULTS), "g1", "c1");
+            }
+        };
+        let (deleted, ()) = tokio::join!(lab.http.send("g1", "DELETE", &path, &[]), breaks);
+        let deleted = deleted?;
+        // Where an answer gets lost, the next coordinator is asked, and finds the job stopped.
+        let is_stopped = deleted.status == StatusCode::ACCEPTED
+            || (answer_may_get_lost && deleted.status == StatusCode::NOT_FOUND);
+        ensure!(is_stopped && deleted.took <= TRY + lab.slack(), "{}", deleted.text());
         let (since, mut gone) = (tokio::time::Instant::now(), false);
         while since.elapsed() < STALE * 3 {
             let asked = since.elapsed();
