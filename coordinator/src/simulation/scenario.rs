@@ -29,8 +29,9 @@ use super::world::{Counts, Millis, Readers, World};
 /// How long after everything is whole again a job may take. Nothing in the design takes longer than a minute.
 const END_WITHIN: Millis = 180_000;
 
-/// Until when objects of a deleted job may be left: the second deletion comes a quarter of an hour after the first.
-const SWEPT_WITHIN: Millis = 20 * 60_000;
+/// Until when objects of a deleted job may be left: the second deletion comes a quarter of an hour after the first, by
+/// clocks that differ by up to ten minutes.
+const SWEPT_WITHIN: Millis = 30 * 60_000;
 
 /// Tries of a call once everything is whole again: then coordinators must answer.
 const ANSWERS: u32 = 200;
