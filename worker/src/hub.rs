@@ -10,7 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use flatbed_proto::convert::{Wire, u128_bytes};
+use bytes::Bytes;
+use flatbed_proto::convert::{Wire, u128_bytes, u128_from};
 use flatbed_proto::wire::lease::{self as wire, worker_message};
 use flatbed_types::task::TaskKind;
 use flatbed_types::{AttemptId, JobId, Position};
@@ -292,27 +293,26 @@ impl Hub {
     }
 
     /// Nothing of this attempt will be accepted any more.
-    pub fn revoke(&self, attempt: u64, from: &str) {
-        for running in self.lock().matching(attempt, from) {
+    pub fn revoke(&self, job: &Bytes, attempt: u64) {
+        if let Some(running) = self.lock().named(job, attempt) {
             running.revoked.cancel();
         }
     }
 
     /// Commit what is written of this attempt and end it.
-    pub fn finish_early(&self, attempt: u64, from: &str) {
-        for running in self.lock().matching(attempt, from) {
+    pub fn finish_early(&self, job: &Bytes, attempt: u64) {
+        if let Some(running) = self.lock().named(job, attempt) {
             running.drain.cancel();
         }
     }
 
     /// Gives the end of this attempt's range away, at its next opportunity.
-    pub fn truncate(&self, attempt: u64, from: &str, answers: &Outgoing) {
+    pub fn truncate(&self, job: &Bytes, attempt: u64, answers: &Outgoing) {
         let state = self.lock();
-        for running in state.matching(attempt, from) {
-            running.ask_for_cut(answers.clone());
-            if !matches!(running.grant.kind, TaskKind::Extract(_)) {
-                running.answer_cuts(None);
-            }
+        let Some(running) = state.named(job, attempt) else { return };
+        running.ask_for_cut(answers.clone());
+        if !matches!(running.grant.kind, TaskKind::Extract(_)) {
+            running.answer_cuts(None);
         }
     }
 }
@@ -328,14 +328,10 @@ impl State {
         found.map(|(address, _)| address.as_str())
     }
 
-    /// The attempts with this number. It is one for each job: where several have it, those of the coordinator that
-    /// names it are meant, if any are. Ending one too many costs time only.
-    fn matching(&self, attempt: u64, from: &str) -> Vec<&Arc<Running>> {
-        let all = self.running.values().filter(|running| running.grant.attempt.0 == attempt);
-        let all: Vec<&Arc<Running>> = all.collect();
-        let is_of_sender = |running: &&Arc<Running>| self.link_of(&running.owner.address()) == Some(from);
-        let of_sender: Vec<&Arc<Running>> = all.iter().copied().filter(is_of_sender).collect();
-        if of_sender.is_empty() { all } else { of_sender }
+    /// The attempt of this job with this number, if it runs.
+    fn named(&self, job: &Bytes, attempt: u64) -> Option<&Arc<Running>> {
+        let job = JobId(u128_from(job, "job").ok()?);
+        self.running.get(&(job, AttemptId(attempt)))
     }
 }
 

@@ -199,16 +199,16 @@ impl Session {
         match received {
             coordinator_message::Message::Welcome(_) => {}
             coordinator_message::Message::HeartbeatAck(ack) => self.acknowledged(&ack),
-            coordinator_message::Message::Revoke(revoke) => hub.revoke(revoke.attempt, from),
+            coordinator_message::Message::Revoke(revoke) => hub.revoke(&revoke.job, revoke.attempt),
             coordinator_message::Message::Grant(grant) => {
                 self.grants_received += 1;
                 hub.accept(grant, from, &self.outgoing);
                 return true;
             }
             coordinator_message::Message::Truncate(truncate) => {
-                hub.truncate(truncate.attempt, from, &self.outgoing);
+                hub.truncate(&truncate.job, truncate.attempt, &self.outgoing);
             }
-            coordinator_message::Message::Yield(wish) => hub.finish_early(wish.attempt, from),
+            coordinator_message::Message::Yield(wish) => hub.finish_early(&wish.job, wish.attempt),
             coordinator_message::Message::Situation(situation) => hub.situation(from, situation),
             coordinator_message::Message::Ask(ask) => {
                 let (hub, outgoing) = (self.hub.clone(), self.outgoing.clone());
@@ -233,7 +233,7 @@ impl Session {
             }
         }
         for attempt in &ack.unknown_attempts {
-            self.hub.revoke(*attempt, &self.joined.address);
+            self.hub.revoke(&attempt.job, attempt.attempt);
         }
     }
 }

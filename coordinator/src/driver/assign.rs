@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use flatbed_coordinator_core::job::{Holder, Input};
 use flatbed_coordinator_core::schedule::{Action, Demand, Ended, Seat};
+use flatbed_proto::convert::u128_bytes;
 use flatbed_proto::wire::lease as lease_wire;
 use flatbed_types::job::JobState;
 use flatbed_types::{Instant, JobId, SessionId, Token};
@@ -41,18 +42,27 @@ impl Driver {
                 let input = |holder, token| Input::Speculate { attempt, holder, token };
                 self.offer(job, session, input);
             }
-            Action::Truncate { attempt, session, .. } => {
-                self.send(session, Message::Truncate(lease_wire::Truncate { attempt: attempt.0 }));
+            Action::Truncate { job, attempt, session } => {
+                self.send(
+                    session,
+                    Message::Truncate(lease_wire::Truncate { attempt: attempt.0, job: u128_bytes(job.0) }),
+                );
             }
             Action::Revoke { job, attempt, session } => {
                 tracing::warn!(job = %job, attempt = %attempt, session = %session, "an attempt is stuck; taken back");
                 self.scheduler.attempt_ended(self.io.monotonic(), job, attempt, Ended::Revoked);
-                self.send(session, Message::Revoke(lease_wire::Revoke { attempt: attempt.0 }));
+                self.send(
+                    session,
+                    Message::Revoke(lease_wire::Revoke { attempt: attempt.0, job: u128_bytes(job.0) }),
+                );
                 self.feed(job, Input::AttemptLost(attempt));
             }
             Action::Yield { job, attempt, session } => {
                 tracing::info!(job = %job, attempt = %attempt, "asking an attempt to yield its slot");
-                self.send(session, Message::Yield(lease_wire::Yield { attempt: attempt.0 }));
+                self.send(
+                    session,
+                    Message::Yield(lease_wire::Yield { attempt: attempt.0, job: u128_bytes(job.0) }),
+                );
             }
         }
     }

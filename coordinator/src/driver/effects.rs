@@ -31,7 +31,7 @@ pub(super) fn perform(driver: &mut Driver, id: JobId, output: Output) {
         Output::Grant(holder, spec) => grant(driver, id, &holder, *spec),
         Output::Revoke(holder, attempt) => {
             driver.scheduler.attempt_ended(driver.io.monotonic(), id, attempt, Ended::Revoked);
-            let revoke = lease_wire::Revoke { attempt: attempt.0 };
+            let revoke = lease_wire::Revoke { attempt: attempt.0, job: u128_bytes(id.0) };
             driver.send(holder.session, lease_wire::coordinator_message::Message::Revoke(revoke));
         }
         Output::Reply(reply, answer) => driver.answer(reply, Reported::Decided(answer)),

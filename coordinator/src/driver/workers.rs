@@ -52,7 +52,8 @@ impl Driver {
                     }
                     // One of a later epoch is a successor's: this coordinator is the one that does not know yet.
                     None if attempt.epoch() > owned.epoch => {}
-                    None => unknown_attempts.push(report.attempt),
+                    None => unknown_attempts
+                        .push(lease_wire::AttemptName { job: report.job.clone(), attempt: report.attempt }),
                 }
             }
             let uncommitted = report.uncommitted.unwrap_or_default();

@@ -23,16 +23,15 @@ use crate::store::{Compare, Outcome, Transaction, Write};
 const PEER: Duration = Duration::from_millis(1_000);
 
 impl Services {
-    /// A job as clients may see it. Record and stop request come from the store; only how far an unfinished job is
-    /// has to be asked of whoever owns it.
+    /// A job as clients may see it. Whether it may be seen says the store, which is read first; how far it is, and in
+    /// how many tasks, says whoever owns it.
     pub(super) async fn find(&self, job: JobId, local_only: bool) -> Result<JobView, Status> {
         let stored = if local_only { None } else { Some(self.stored(job).await?) };
-        if let Some(known) = stored.as_ref().filter(|view| !view.progress_unknown) {
-            return Ok(known.clone());
-        }
         let found = self.call(|answer| Event::Get(job, answer)).await?;
         match (found, stored) {
             (Found::Here(view), _) => view.map(|view| *view).map_err(error_status),
+            // Of a job that has ended the store knows all but the number of its tasks: not worth waiting for.
+            (Found::Elsewhere(_), Some(stored)) if !stored.progress_unknown => Ok(stored),
             (Found::Elsewhere(address), Some(stored)) => {
                 Ok(self.ask_owner(&address, job).await.unwrap_or(stored))
             }

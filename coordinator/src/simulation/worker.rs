@@ -207,7 +207,9 @@ impl Life {
                 Some(Message::HeartbeatAck(ack)) => {
                     unheard = 0;
                     for attempt in ack.unknown_attempts {
-                        self.matching(attempt, stream.place).iter().for_each(|running| running.revoke());
+                        if let Some(running) = self.named(&attempt.job, attempt.attempt) {
+                            running.revoke();
+                        }
                     }
                     false
                 }
@@ -248,15 +250,15 @@ impl Life {
                 return true;
             }
             Message::Revoke(revoke) => {
-                self.matching(revoke.attempt, stream.place).iter().for_each(|running| running.revoke());
+                self.named(&revoke.job, revoke.attempt).iter().for_each(|running| running.revoke());
             }
             Message::Yield(wish) => {
                 self.world.note("yield asked", &[]);
-                self.matching(wish.attempt, stream.place).iter().for_each(|running| running.drain());
+                self.named(&wish.job, wish.attempt).iter().for_each(|running| running.drain());
             }
             Message::Truncate(wish) => {
                 self.world.note("cut asked", &[]);
-                for running in self.matching(wish.attempt, stream.place) {
+                if let Some(running) = self.named(&wish.job, wish.attempt) {
                     running.ask_for_cut(stream.up.clone());
                 }
             }
@@ -289,13 +291,10 @@ impl Life {
         }
     }
 
-    /// Attempts with this number: those that this coordinator granted, if there are any.
-    fn matching(&self, attempt: u64, place: usize) -> Vec<Arc<Running>> {
-        let state = self.state();
-        let all = state.running.values().filter(|running| running.grant.attempt == attempt);
-        let all: Vec<Arc<Running>> = all.cloned().collect();
-        let own: Vec<Arc<Running>> = all.iter().filter(|running| running.owner() == place).cloned().collect();
-        if own.is_empty() { all } else { own }
+    /// The attempt of this job with this number, if it runs.
+    fn named(&self, job: &bytes::Bytes, attempt: u64) -> Option<Arc<Running>> {
+        let job = JobId(u128_from(job, "job").ok()?);
+        self.state().running.get(&(job, AttemptId(attempt))).cloned()
     }
 
     /// The free slots that this coordinator may fill: while work waits anywhere, no slot is promised twice.

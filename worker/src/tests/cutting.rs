@@ -153,7 +153,7 @@ use stepped::stepped;
 const MANY: usize = 10_000;
 
 fn truncate(attempt: u64) -> coordinator_message::Message {
-    coordinator_message::Message::Truncate(wire::Truncate { attempt })
+    coordinator_message::Message::Truncate(wire::Truncate { attempt, job: u128_bytes(JOB) })
 }
 
 async fn cut_at_every_moment(source: Arc<dyn Source>, lane: Lane) {
@@ -307,7 +307,9 @@ async fn an_attempt_told_to_yield_commits_what_it_has_and_gives_its_slot_back() 
     let weight = snapshot.weigh(lane, &KeyRange::ALL);
     assert!(report.left_bytes > 0 && report.left_bytes <= weight, "{} of {weight}", report.left_bytes);
     assert_eq!(report.written, report.uncommitted);
-    world.tell("a", coordinator_message::Message::Yield(wire::Yield { attempt: 1 })).await;
+    world
+        .tell("a", coordinator_message::Message::Yield(wire::Yield { attempt: 1, job: u128_bytes(JOB) }))
+        .await;
     // Answered with the end: a range that ends early is not cut, too.
     world.tell("a", truncate(1)).await;
     world.settled("a").await;

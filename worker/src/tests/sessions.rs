@@ -12,7 +12,7 @@ fn slow_grant(hello: &wire::Hello, source: &dyn Source, attempt: u64) -> coordin
 }
 
 fn revoke(attempt: u64) -> coordinator_message::Message {
-    coordinator_message::Message::Revoke(wire::Revoke { attempt })
+    coordinator_message::Message::Revoke(wire::Revoke { attempt, job: u128_bytes(JOB) })
 }
 
 #[tokio::test(flavor = "multi_thread")]

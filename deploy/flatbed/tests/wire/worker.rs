@@ -104,7 +104,7 @@ impl Worker {
                     Some(Some(coordinator_message::Message::HeartbeatAck(ack))) => {
                         heard = Instant::now();
                         self.world.record.heard(self.name, address);
-                        ack.unknown_attempts.iter().for_each(|attempt| self.revoke(*attempt, address));
+                        ack.unknown_attempts.iter().for_each(|attempt| self.revoke(attempt.attempt, address));
                         false
                     }
                     Some(received) => {
