@@ -157,6 +157,8 @@ async fn follow_once(context: &Context) -> Result<(), StoreError> {
         tracing::debug!(%error, "old records were not tidied away");
     }
     let (picture, stops) = list(context).await?;
+    // Connections to those that are gone are let go.
+    context.peers.learn(&picture.members.values().cloned().collect::<Vec<_>>());
     let revision = picture.revision;
     if !tell(context, cluster::Input::Listed(picture)).await {
         return Ok(());

@@ -80,6 +80,13 @@ impl Coordinators {
         Ok(Coordinators { inner: Arc::new(Inner { dial: Some(dial), seeds, state: Mutex::new(state) }) })
     }
 
+    /// No coordinator yet; all are learned.
+    pub fn unknown(dial: Arc<dyn Dial>) -> Coordinators {
+        Coordinators {
+            inner: Arc::new(Inner { dial: Some(dial), seeds: Vec::new(), state: Mutex::default() }),
+        }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -117,6 +124,21 @@ impl Coordinators {
     /// The connection to one of [`Coordinators::addresses`].
     pub fn channel(&self, address: &str) -> Option<Channel> {
         self.state().channels.get(address).cloned()
+    }
+
+    /// The connection to a coordinator that another has named: kept like one that was learned, until [`learn`] replaces
+    /// what is known. `None` when the address cannot be dialled.
+    ///
+    /// [`learn`]: Coordinators::learn
+    pub fn named(&self, address: &str) -> Option<Channel> {
+        let mut state = self.state();
+        if let Some(channel) = state.channels.get(address) {
+            return Some(channel.clone());
+        }
+        let channel = self.inner.dial.as_ref()?.dial(address).ok()?;
+        state.channels.insert(address.to_owned(), channel.clone());
+        state.learned.insert(address.to_owned());
+        Some(channel)
     }
 
     /// Calls one coordinator after the other until one answers, the one that answered last first. A call may reach

@@ -103,7 +103,8 @@ async fn repeat(coordinators: &Coordinators, owner: &Owner, report: Report) -> D
         match one_try(coordinators, &address, report.clone()).await {
             Heard::Decision(decided) => return decided,
             Heard::Elsewhere(Some(named)) if named != address && hints < HINTS_AT_ONCE => {
-                learn(coordinators, &named);
+                // Known from here on, if it can be dialled at all.
+                let _ = coordinators.named(&named);
                 owner.set(named);
                 hints += 1;
                 continue;
@@ -116,15 +117,6 @@ async fn repeat(coordinators: &Coordinators, owner: &Owner, report: Report) -> D
         }
         tokio::time::sleep(with_jitter(pause)).await;
         (pause, hints) = ((pause * 2).min(LONGEST_PAUSE), 0);
-    }
-}
-
-/// Makes an address known that a coordinator has named. What is learned of all of them replaces it later.
-fn learn(coordinators: &Coordinators, named: &str) {
-    if coordinators.channel(named).is_none() {
-        let mut addresses = coordinators.addresses();
-        addresses.push(named.to_owned());
-        coordinators.learn(&addresses);
     }
 }
 

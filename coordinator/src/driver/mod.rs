@@ -27,7 +27,7 @@ use std::time::Duration;
 use flatbed_coordinator_core::cluster::{self, Cluster};
 use flatbed_coordinator_core::job::{CommitAnswer, Input, Job, Output, ReplyId, TaskResult};
 use flatbed_coordinator_core::schedule::{Ended, Scheduler};
-use flatbed_proto::reach::Dial;
+use flatbed_proto::reach::{Coordinators, Dial};
 use flatbed_proto::wire::{job as job_wire, lease as lease_wire};
 use flatbed_types::job::{JobError, StopKind};
 use flatbed_types::layout::MetaKeys;
@@ -69,7 +69,8 @@ pub(crate) struct Context {
     pub store: Arc<dyn MetaStore>,
     pub objects: Arc<dyn ObjectStore>,
     pub options: CoordinatorOptions,
-    pub dial: Arc<dyn Dial>,
+    /// Connections to the other coordinators.
+    pub peers: Coordinators,
     pub clock: Clock,
     pub random: Random,
     pub events: mpsc::Sender<Event>,
@@ -95,7 +96,7 @@ impl Context {
             store,
             objects,
             options,
-            dial,
+            peers: Coordinators::unknown(dial),
             clock,
             random,
             events,

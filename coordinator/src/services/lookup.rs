@@ -51,7 +51,7 @@ impl Services {
     }
 
     fn peer(&self, address: &str) -> Option<JobsClient<Channel>> {
-        let channel = self.context.dial.dial(address).ok()?;
+        let channel = self.context.peers.named(address)?;
         Some(JobsClient::new(channel).max_decoding_message_size(caps::MAX_MESSAGE))
     }
 
