@@ -20,7 +20,7 @@
 //!
 //! It knows no keys, leases or connections.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use flatbed_types::{CoordinatorId, Epoch, JobId};
 
@@ -388,13 +388,6 @@ impl Cluster {
         let steady =
             |(id, (_, since)): &(&CoordinatorId, &(String, Millis))| **id != self.me && since + STEADY <= now;
         self.members.iter().filter(steady).filter(|(id, _)| weight(job, id) > mine).count()
-    }
-
-    /// The ids of the jobs that are owned here.
-    pub fn owned_jobs(&self) -> BTreeSet<JobId> {
-        let owned =
-            |(_, entry): &(&JobId, &Entry)| matches!(entry.ours, Ours::Owned { .. } | Ours::Leaving { .. });
-        self.jobs.iter().filter(owned).map(|(job, _)| *job).collect()
     }
 }
 

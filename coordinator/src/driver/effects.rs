@@ -51,19 +51,20 @@ pub(super) fn perform(driver: &mut Driver, id: JobId, output: Output) {
         Output::StateChanged(state) => state_changed(driver, id, state),
         Output::Lost => {
             tracing::warn!(job = %id, "the job is owned by another coordinator now");
-            driver.remove_job(id);
-            driver.follow(cluster::Input::Dropped(id));
+            let_go(driver, id, cluster::Input::Dropped(id));
         }
         Output::Released => {
             tracing::info!(job = %id, "the job was handed off");
-            driver.remove_job(id);
-            driver.follow(cluster::Input::Dropped(id));
+            let_go(driver, id, cluster::Input::Dropped(id));
         }
-        Output::Forget => {
-            driver.remove_job(id);
-            driver.follow(cluster::Input::Over(id));
-        }
+        Output::Forget => let_go(driver, id, cluster::Input::Over(id)),
     }
+}
+
+/// The machine goes, and the cluster hears why.
+fn let_go(driver: &mut Driver, id: JobId, why: cluster::Input) {
+    driver.remove_job(id);
+    driver.follow(why);
 }
 
 fn state_changed(driver: &mut Driver, id: JobId, state: JobState) {

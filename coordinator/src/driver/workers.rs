@@ -28,10 +28,10 @@ impl Driver {
     }
 
     pub(super) fn heartbeat(&mut self, id: SessionId, heartbeat: lease_wire::Heartbeat) {
-        if !self.sessions.heard(self.io.monotonic(), id, heartbeat.free_slots, heartbeat.grants_received) {
+        let now_ms = self.io.monotonic();
+        if !self.sessions.heard(now_ms, id, heartbeat.free_slots, heartbeat.grants_received) {
             return;
         }
-        let now_ms = self.io.monotonic();
         let mut reports = BTreeMap::new();
         let (mut unknown_attempts, mut occupied) = (Vec::new(), 0);
         for report in heartbeat.running {
@@ -93,16 +93,15 @@ impl Driver {
 
     /// A worker's process is gone, or silent for longer than its lease.
     pub(super) fn lost(&mut self, session: SessionId, why: &str) {
-        self.scheduler.session_ended(self.io.monotonic(), session);
         let now = self.io.monotonic();
+        self.scheduler.session_ended(now, session);
         for job in self.jobs.keys().copied().collect::<Vec<_>>() {
             let Some(owned) = self.jobs.get_mut(&job) else { continue };
-            let attempts: Vec<AttemptId> = owned.machine.leases_of(session).collect();
-            if attempts.is_empty() {
+            let task_of = |attempt| owned.machine.lease(attempt).map(|(task, _)| task);
+            let tasks: Vec<_> = owned.machine.leases_of(session).filter_map(task_of).collect();
+            if tasks.is_empty() {
                 continue;
             }
-            let tasks = attempts.iter().filter_map(|attempt| owned.machine.lease(*attempt));
-            let tasks: Vec<_> = tasks.map(|(task, _)| task).collect();
             owned.lost.extend(tasks.iter().map(|task| (*task, now)));
             tracing::warn!(job = %job, session = %session, tasks = tasks.len(), why,
                 "a worker is lost; its tasks are granted again");

@@ -171,7 +171,7 @@ impl JobFacts {
             set_once("a plan", record.plans.starts_with(&former.plans))?;
             set_once("a key list", record.key_lists.starts_with(&former.key_lists))?;
             if from != to {
-                world.note(name_of(to), &[]);
+                world.note(to.name(), &[]);
             }
         }
         for pointer in record.plans.iter().skip(self.plans.len()) {
@@ -426,21 +426,6 @@ impl JobFacts {
         let is_file = |key: &&String| !sidecars.iter().any(|part| key.contains(part.as_str()));
         let files = self.named.iter().filter(|(key, _)| is_file(key));
         files.map(|(key, lines)| (key.as_str(), *lines)).collect()
-    }
-}
-
-fn name_of(state: JobState) -> &'static str {
-    match state {
-        JobState::Planning => "planning",
-        JobState::Running => "running",
-        JobState::Resolving => "resolving",
-        JobState::Merging => "merging",
-        JobState::Finalizing => "finalizing",
-        JobState::Complete => "complete",
-        JobState::Failed => "failed",
-        JobState::Cancelled => "cancelled",
-        JobState::Deleting => "deleting",
-        JobState::Gone => "gone",
     }
 }
 

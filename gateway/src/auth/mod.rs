@@ -89,19 +89,6 @@ mod tests {
     use flatbed_types::Level;
 
     const NOW: Instant = Instant::from_millis(1_000);
-    const STATES: [JobState; 10] = [
-        JobState::Planning,
-        JobState::Running,
-        JobState::Resolving,
-        JobState::Merging,
-        JobState::Finalizing,
-        JobState::Complete,
-        JobState::Failed,
-        JobState::Cancelled,
-        JobState::Deleting,
-        JobState::Gone,
-    ];
-
     /// The decisions for (status, stop, file) on a job of one's own.
     fn row(state: JobState, expires: Option<i64>) -> [Decision; 3] {
         let owner = ClientId::open();
@@ -113,7 +100,7 @@ mod tests {
     #[test]
     fn every_state_before_and_after_its_time() {
         use Decision::{Allow, Gone, NotFound};
-        for state in STATES {
+        for state in JobState::ALL {
             let (in_time, late) = match state {
                 JobState::Complete => ([Allow; 3], [Gone; 3]),
                 JobState::Failed => ([Allow, Allow, NotFound], [Gone; 3]),
@@ -131,7 +118,7 @@ mod tests {
     fn st_18_dl_08_fl_26_what_is_another_clients_is_not_there() {
         let owner: ClientId = "a".parse().unwrap();
         let other: ClientId = "b".parse().unwrap();
-        for state in STATES {
+        for state in JobState::ALL {
             let facts = JobFacts { owner: owner.clone(), state, expires: Some(Instant::from_millis(1)) };
             for action in [Action::ReadStatus, Action::StopJob, Action::ReadFile] {
                 assert_eq!(decide(&other, action, Some(&facts), NOW), Decision::NotFound);

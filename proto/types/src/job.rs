@@ -28,6 +28,36 @@ pub enum JobState {
 }
 
 impl JobState {
+    /// Every state, in the order of a job's life.
+    pub const ALL: [JobState; 10] = [
+        JobState::Planning,
+        JobState::Running,
+        JobState::Resolving,
+        JobState::Merging,
+        JobState::Finalizing,
+        JobState::Complete,
+        JobState::Failed,
+        JobState::Cancelled,
+        JobState::Deleting,
+        JobState::Gone,
+    ];
+
+    /// The stable name, for people, JSON and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            JobState::Planning => "planning",
+            JobState::Running => "running",
+            JobState::Resolving => "resolving",
+            JobState::Merging => "merging",
+            JobState::Finalizing => "finalizing",
+            JobState::Complete => "complete",
+            JobState::Failed => "failed",
+            JobState::Cancelled => "cancelled",
+            JobState::Deleting => "deleting",
+            JobState::Gone => "gone",
+        }
+    }
+
     /// Whether work on the result has ended, one way or the other.
     pub fn is_terminal(self) -> bool {
         match self {

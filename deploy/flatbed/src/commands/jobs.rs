@@ -113,7 +113,7 @@ fn list(jobs: &[JobView], format: Format) -> Result<(), Failure> {
         .map(|job| {
             vec![
                 job.record.id.to_string(),
-                state_name(job).to_owned(),
+                job.record.state.name().to_owned(),
                 known(job, || format!("{}%", job.permille / 10)),
                 LevelOption(job.record.request.level.clone()).to_string(),
                 job.record.client.to_string(),
@@ -137,7 +137,7 @@ fn show(job: &JobView, format: Format) -> Result<(), Failure> {
     let record = &job.record;
     let mut rows = vec![
         ("job", record.id.to_string()),
-        ("state", state_name(job).to_owned()),
+        ("state", job.record.state.name().to_owned()),
         ("phase", job.phase.clone()),
         ("done", known(job, || format!("{}.{}%", job.permille / 10, job.permille % 10))),
         ("level", LevelOption(record.request.level.clone()).to_string()),
@@ -172,37 +172,6 @@ fn amount(rows: u64, bytes: u64) -> String {
     format!("{} resources, {}", display::count(rows), display::bytes(bytes))
 }
 
-/// All that [`state_name`] answers.
-pub const STATES: [&str; 10] = [
-    "planning",
-    "running",
-    "resolving",
-    "merging",
-    "finalizing",
-    "complete",
-    "failed",
-    "cancelled",
-    "deleting",
-    "gone",
-];
-
-/// The name of a job's state, for people, JSON and metrics.
-pub fn state_name(job: &JobView) -> &'static str {
-    use flatbed_types::job::JobState;
-    match job.record.state {
-        JobState::Planning => "planning",
-        JobState::Running => "running",
-        JobState::Resolving => "resolving",
-        JobState::Merging => "merging",
-        JobState::Finalizing => "finalizing",
-        JobState::Complete => "complete",
-        JobState::Failed => "failed",
-        JobState::Cancelled => "cancelled",
-        JobState::Deleting => "deleting",
-        JobState::Gone => "gone",
-    }
-}
-
 /// The patients of a request are counted, not named: operators need not know them.
 fn as_json(job: &JobView) -> Value {
     let record = &job.record;
@@ -210,7 +179,7 @@ fn as_json(job: &JobView) -> Value {
     json!({
         "id": record.id.to_string(),
         "client": record.client.to_string(),
-        "state": state_name(job),
+        "state": job.record.state.name(),
         "phase": job.phase,
         "permille": job.permille,
         "progressUnknown": job.progress_unknown,

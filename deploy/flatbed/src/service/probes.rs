@@ -8,7 +8,7 @@ use flatbed_chassis::admin::Probe;
 use flatbed_chassis::metrics::{MetricKind, MetricsPage};
 use flatbed_coordinator::StatusHandle;
 use flatbed_proto::reach::Coordinators;
-use flatbed_types::job::Volume;
+use flatbed_types::job::{JobState, Volume};
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 use tonic::{Response, Status};
@@ -16,7 +16,6 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
-use crate::commands::jobs::{STATES, state_name};
 use crate::remote::{JobView, JobsApi};
 use crate::sources::Announced;
 
@@ -212,9 +211,9 @@ fn known_coordinators(page: &mut MetricsPage, coordinators: &Coordinators) {
 fn job_metrics(page: &mut MetricsPage, jobs: &[JobView]) {
     let help = "Jobs that the state holds, by state; of the newest thousand.";
     let mut samples = page.metric("flatbed_jobs", MetricKind::Gauge, help);
-    for state in STATES {
-        let count = jobs.iter().filter(|job| state_name(job) == state).count();
-        samples = samples.sample(&[("state", state)], count as u64);
+    for state in JobState::ALL {
+        let count = jobs.iter().filter(|job| job.record.state == state).count();
+        samples = samples.sample(&[("state", state.name())], count as u64);
     }
     let total = |of: fn(&Volume) -> u64| jobs.iter().map(|job| of(&job.committed)).sum();
     let help = "Resources committed by the jobs that the state holds.";
