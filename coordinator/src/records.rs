@@ -1,8 +1,9 @@
 //! Typed writes to keys and bytes and back; claiming, loading and looking at a job.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use flatbed_coordinator_core::job::{Op, Stored, Txn, TxnOutcome};
+use flatbed_coordinator_core::job::{Job, Op, Stored, Txn, TxnOutcome};
 use flatbed_proto::convert::Wire;
 use flatbed_proto::wire::types as wire;
 use flatbed_proto::{Malformed, frame};
@@ -10,13 +11,19 @@ use flatbed_types::job::{JobError, JobRecord, JobState, StopKind};
 use flatbed_types::layout::{self, MetaKeys};
 use flatbed_types::task::{CommitRecord, FoldRecord, MergePlan, Plan, TaskRecord};
 use flatbed_types::{ClientId, Epoch, Instant, JobId, TaskId, caps};
+use futures::future::OptionFuture;
+use futures::{FutureExt, StreamExt, TryStreamExt, stream, try_join};
+use tokio::time::Instant as Monotonic;
 
 use crate::driver::Context;
-use crate::store::{Compare, Outcome, Revision, StoreError, Transaction, Write};
+use crate::store::{Compare, Entry, Outcome, Revision, StoreError, Transaction, Write};
 use crate::{objects, registry};
 
 /// How long to wait before a transaction of unknown outcome is proposed again.
-const REPROPOSE: std::time::Duration = std::time::Duration::from_millis(200);
+const REPROPOSE: Duration = Duration::from_millis(200);
+
+/// Objects of a job that are read at once: the largest job has some 32 folds of about a megabyte.
+const OBJECTS_AT_ONCE: usize = 8;
 
 pub(crate) fn fence_bytes(epoch: Epoch, seq: u64) -> Vec<u8> {
     let mut bytes = epoch.0.to_be_bytes().to_vec();
@@ -191,17 +198,58 @@ pub(crate) enum ClaimError {
     Object(String),
 }
 
-/// A job that was claimed: at which revision, in which epoch, and all that is stored of it.
+/// A job that was claimed: at which revision, in which epoch, and its machine with all that is stored of it.
 pub(crate) struct Claimed {
     pub revision: Revision,
     pub epoch: Epoch,
-    pub stored: Stored,
+    pub machine: Job,
     /// Why the job cannot go on: an object that it rests on is gone or damaged.
     pub broken: Option<JobError>,
+    pub spent: Spent,
+}
+
+/// How long the parts of a claim took: while it is under way nobody grants tasks of the job or takes its commits.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Spent {
+    /// When it began: with the first look at the job.
+    pub began: Monotonic,
+    /// The transaction, and the reads before it.
+    pub claim: Duration,
+    /// Reading what the store holds of the job.
+    pub ranges: Duration,
+    /// Decoding that.
+    pub decode: Duration,
+    /// Reading and decoding the plans and folded commits.
+    pub objects: Duration,
+    /// Making the machine of it.
+    pub restore: Duration,
+}
+
+impl Spent {
+    fn begin() -> Spent {
+        let [claim, ranges, decode, objects, restore] = [Duration::ZERO; 5];
+        Spent { began: Monotonic::now(), claim, ranges, decode, objects, restore }
+    }
+}
+
+/// Measures one part after the other.
+struct Stopwatch(Monotonic);
+
+impl Stopwatch {
+    fn start() -> Stopwatch {
+        Stopwatch(Monotonic::now())
+    }
+
+    /// Since the last lap, or the start.
+    fn lap(&mut self) -> Duration {
+        let now = Monotonic::now();
+        now.duration_since(std::mem::replace(&mut self.0, now))
+    }
 }
 
 /// Claims a job that nobody owns and loads it at the revision of the claim (rule R1: pinned reads).
 pub(crate) async fn claim(context: &Context, job: JobId) -> Result<Claimed, ClaimError> {
+    let mut spent = Spent::begin();
     let keys = context.keys();
     let lease = context.lease().ok_or(ClaimError::NoLease)?;
     let (_, stored) = context.store.range(&keys.fence(job), None).await?;
@@ -248,8 +296,15 @@ pub(crate) async fn claim(context: &Context, job: JobId) -> Result<Claimed, Clai
         }
         Err(error) => return Err(error.into()),
     };
-    match load(context, &keys, job, revision).await {
-        Ok((stored, broken)) => Ok(Claimed { revision, epoch, stored, broken }),
+    spent.claim = spent.began.elapsed();
+    match load(context, &keys, job, revision, &mut spent).await {
+        Ok((stored, broken)) => {
+            let mut watch = Stopwatch::start();
+            let root = objects::root_of(&context.options, &stored.record);
+            let machine = Job::load(stored, epoch, root, context.options.job_settings());
+            spent.restore = watch.lap();
+            Ok(Claimed { revision, epoch, machine, broken, spent })
+        }
         Err(error) => {
             // Others may be able to load it: they must not wait for us.
             let release = Transaction {
@@ -270,28 +325,24 @@ async fn load(
     keys: &MetaKeys,
     job: JobId,
     revision: Revision,
+    spent: &mut Spent,
 ) -> Result<(Stored, Option<JobError>), ClaimError> {
-    let at = Some(revision);
-    let (_, record) = context.store.range(&keys.job(job), at).await?;
+    let (at, mut watch) = (Some(revision), Stopwatch::start());
+    let store = &context.store;
+    let (_, record) = store.range(&keys.job(job), at).await?;
+    let (_, stop) = store.range(&keys.stop(job), at).await?;
+    let (_, stored_tasks) = store.range(&keys.tasks(job), at).await?;
+    let (_, stored_commits) = store.range(&keys.commits(job), at).await?;
+    let (_, stored_folds) = store.range(&keys.folds(job), at).await?;
+    spent.ranges = watch.lap();
     let (_, value) = record.into_iter().next().ok_or(Malformed("job record is missing"))?;
     let record: JobRecord = decode(&value)?;
-    let (_, stop) = context.store.range(&keys.stop(job), at).await?;
     let stop = stop.into_iter().next().map(|(_, value)| stop_kind(&value)).transpose()?;
-    let mut tasks = BTreeMap::new();
-    for (key, value) in context.store.range(&keys.tasks(job), at).await?.1 {
-        let id = layout::trailing_hex(&key).and_then(|id| u32::try_from(id).ok());
-        tasks.insert(TaskId(id.ok_or(Malformed("task key"))?), decode::<TaskRecord>(&value)?);
-    }
-    let mut commits = BTreeMap::new();
-    for (key, value) in context.store.range(&keys.commits(job), at).await?.1 {
-        let number = layout::trailing_hex(&key).and_then(|number| u64::try_from(number).ok());
-        commits.insert(number.ok_or(Malformed("commit key"))?, decode::<CommitRecord>(&value)?);
-    }
-    let mut folds: BTreeMap<u32, FoldRecord> = BTreeMap::new();
-    for (key, value) in context.store.range(&keys.folds(job), at).await?.1 {
-        let number = layout::trailing_hex(&key).and_then(|number| u32::try_from(number).ok());
-        folds.insert(number.ok_or(Malformed("fold key"))?, decode(&value)?);
-    }
+    let tasks: BTreeMap<u32, TaskRecord> = numbered(stored_tasks, "task key")?;
+    let mut commits: BTreeMap<u64, CommitRecord> = numbered(stored_commits, "commit key")?;
+    let folds: BTreeMap<u32, FoldRecord> = numbered(stored_folds, "fold key")?;
+    let tasks = tasks.into_iter().map(|(id, task)| (TaskId(id), task)).collect();
+    spent.decode = watch.lap();
     let (mut plans, mut merges, mut broken) = (Vec::new(), None, None);
     // A job that has ended, or only has to end, needs no plans, and they may be deleted already.
     if !record.state.is_terminal() && stop.is_none() {
@@ -304,7 +355,23 @@ async fn load(
             Err(error) => broken = Some(error),
         }
     }
+    spent.objects = watch.lap();
     Ok((Stored { record, plans, tasks, merges, commits, folds, stop }, broken))
+}
+
+/// Records by the number at the end of their keys.
+fn numbered<N: TryFrom<u128> + Ord, W: Wire>(
+    entries: Vec<Entry>,
+    what: &'static str,
+) -> Result<BTreeMap<N, W>, Malformed>
+where
+    W::Message: prost::Message + Default,
+{
+    let record = |(key, value): Entry| {
+        let number = layout::trailing_hex(&key).and_then(|number| N::try_from(number).ok());
+        Ok((number.ok_or(Malformed(what))?, decode(&value)?))
+    };
+    entries.into_iter().map(record).collect()
 }
 
 type FromObjects = (Vec<Plan>, Option<MergePlan>, Vec<(u64, CommitRecord)>);
@@ -315,19 +382,15 @@ async fn objects_of(
     record: &JobRecord,
     folds: &BTreeMap<u32, FoldRecord>,
 ) -> Result<FromObjects, JobError> {
-    let mut plans = Vec::new();
-    for pointer in &record.plans {
-        plans.push(objects::read_plan(context, pointer).await?);
-    }
-    let merges = match &record.merges {
-        Some(pointer) => Some(objects::read_merge_plan(context, pointer).await?),
-        None => None,
-    };
-    let mut commits = Vec::new();
-    for fold in folds.values() {
-        commits.extend(objects::read_ledger(context, &fold.object).await?);
-    }
-    Ok((plans, merges, commits))
+    let plans: Vec<_> = record.plans.iter().map(|plan| objects::read_plan(context, plan)).collect();
+    let merges = OptionFuture::from(record.merges.as_ref().map(|at| objects::read_merge_plan(context, at)));
+    let ledgers: Vec<_> = folds.values().map(|fold| objects::read_ledger(context, &fold.object)).collect();
+    let (plans, merges, ledgers): (_, _, Vec<_>) = try_join!(
+        stream::iter(plans).buffered(OBJECTS_AT_ONCE).try_collect(),
+        merges.map(Option::transpose),
+        stream::iter(ledgers).buffered(OBJECTS_AT_ONCE).try_collect(),
+    )?;
+    Ok((plans, merges, ledgers.into_iter().flatten().collect()))
 }
 
 /// Whether nothing is left to do for a job: its record only says that it was there.

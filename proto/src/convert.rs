@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use flatbed_types::job::{ObjectPointer, SourcePin, Volume};
+use flatbed_types::request::{AnswerForm, Associated, Dialect, Remark};
 use flatbed_types::{
     Codec, ErrorCode, ExportRequest, Instant, KeyRange, Lane, Level, Position, ResourceType, Section,
 };
@@ -182,6 +183,25 @@ impl Wire for ExportRequest {
             since: self.since.map(Instant::nanos),
             until: self.until.map(Instant::nanos),
             patients: self.patients.iter().map(ToString::to_string).collect(),
+            filters: self.filters.clone(),
+            elements: self.elements.iter().map(ToString::to_string).collect(),
+            associated: match self.associated {
+                Associated::Unasked => wire::Associated::Unspecified,
+                Associated::LatestProvenance => wire::Associated::LatestProvenance,
+                Associated::RelevantProvenance => wire::Associated::RelevantProvenance,
+            }
+            .into(),
+            by_patient: self.by_patient,
+            min_file_bytes: self.min_file_bytes.unwrap_or(0),
+            max_file_bytes: self.max_file_bytes.unwrap_or(0),
+            dialect: match self.form.dialect {
+                Dialect::Legacy => wire::Dialect::Unspecified,
+                Dialect::V4 => wire::Dialect::V4,
+            }
+            .into(),
+            separate_status: self.form.separate_status,
+            partial_manifests: self.form.partial_manifests,
+            remarks: each_to_wire(&self.remarks),
         }
     }
     fn from_wire(message: wire::ExportRequest) -> Result<Self, Malformed> {
@@ -198,6 +218,44 @@ impl Wire for ExportRequest {
             since: message.since.map(Instant::from_nanos),
             until: message.until.map(Instant::from_nanos),
             patients: message.patients.iter().map(id).collect::<Result<_, _>>()?,
+            associated: match message.associated() {
+                wire::Associated::Unspecified => Associated::Unasked,
+                wire::Associated::LatestProvenance => Associated::LatestProvenance,
+                wire::Associated::RelevantProvenance => Associated::RelevantProvenance,
+            },
+            form: AnswerForm {
+                dialect: match message.dialect() {
+                    wire::Dialect::Unspecified => Dialect::Legacy,
+                    wire::Dialect::V4 => Dialect::V4,
+                },
+                separate_status: message.separate_status,
+                partial_manifests: message.partial_manifests,
+            },
+            elements: message
+                .elements
+                .iter()
+                .map(|text| text.parse().map_err(|_| Malformed("request: element")))
+                .collect::<Result<_, _>>()?,
+            filters: message.filters,
+            by_patient: message.by_patient,
+            min_file_bytes: Some(message.min_file_bytes).filter(|bytes| *bytes > 0),
+            max_file_bytes: Some(message.max_file_bytes).filter(|bytes| *bytes > 0),
+            remarks: each(message.remarks)?,
         })
+    }
+}
+
+impl Wire for Remark {
+    type Message = wire::Remark;
+    fn to_wire(&self) -> wire::Remark {
+        wire::Remark {
+            code: self.code.clone(),
+            text: self.text.clone(),
+            location: self.location.clone().unwrap_or_default(),
+        }
+    }
+    fn from_wire(message: wire::Remark) -> Result<Self, Malformed> {
+        let location = Some(message.location).filter(|location| !location.is_empty());
+        Ok(Remark { code: message.code, text: message.text, location })
     }
 }

@@ -133,6 +133,7 @@ impl Wire for OutputKind {
             OutputKind::Data => wire::OutputKind::Data,
             OutputKind::Outcome => wire::OutputKind::Outcome,
             OutputKind::References => wire::OutputKind::References,
+            OutputKind::Deleted => wire::OutputKind::Deleted,
         };
         kind.into()
     }
@@ -141,6 +142,7 @@ impl Wire for OutputKind {
             Ok(wire::OutputKind::Data) => Ok(OutputKind::Data),
             Ok(wire::OutputKind::Outcome) => Ok(OutputKind::Outcome),
             Ok(wire::OutputKind::References) => Ok(OutputKind::References),
+            Ok(wire::OutputKind::Deleted) => Ok(OutputKind::Deleted),
             Ok(wire::OutputKind::Unspecified) | Err(_) => Err(Malformed("output.kind")),
         }
     }

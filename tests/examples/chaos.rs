@@ -1,15 +1,17 @@
 //! Exports under kills, pauses, partitions and a faulty object store, each judged by the oracle. Run by `tests/chaos`, in
 //! release.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use flatbed_tests::chaos::report::Outcome;
 use flatbed_tests::chaos::{Population, Run, report, room_of};
 use flatbed_tests::cluster::Backends;
 
 /// Servers are new after so many runs: what deleted jobs leave behind in them takes room for a while.
-const RUNS_A_SERVER: u64 = 25;
+const RUNS_A_SERVER: usize = 25;
 /// More failures than these are one failure.
 const MANY_FAILURES: usize = 3;
 /// The most coordinators that a run may have.
@@ -20,13 +22,15 @@ struct Options {
     seed: u64,
     patients: u64,
     latency: Duration,
+    /// Runs at a time. Most of a run is waiting for leases to end.
+    lanes: u64,
     keep: bool,
 }
 
 impl Options {
     fn parse() -> Result<Options> {
-        let latency = Duration::from_millis(160);
-        let mut options = Options { runs: 1, seed: 1, patients: 1_600, latency, keep: false };
+        let latency = Duration::from_millis(280);
+        let mut options = Options { runs: 1, seed: 1, patients: 400, latency, lanes: 1, keep: false };
         let mut arguments = std::env::args().skip(1);
         while let Some(argument) = arguments.next() {
             if argument == "--keep" {
@@ -40,7 +44,10 @@ impl Options {
                 "--seed" => options.seed = number,
                 "--patients" => options.patients = number,
                 "--latency-ms" => options.latency = Duration::from_millis(number),
-                _ => bail!("{argument}: expected --runs, --seed, --patients, --latency-ms or --keep"),
+                "--lanes" => options.lanes = number.max(1),
+                _ => {
+                    bail!("{argument}: expected --runs, --seed, --patients, --latency-ms, --lanes or --keep")
+                }
             }
         }
         Ok(options)
@@ -58,51 +65,71 @@ async fn main() -> ExitCode {
     }
 }
 
+/// What some runs came to.
+#[derive(Default)]
+struct Found {
+    outcomes: Vec<Outcome>,
+    failed: Vec<u64>,
+}
+
 async fn run() -> Result<()> {
     let options = Options::parse()?;
     let started = Instant::now();
     let all = tempfile::tempdir()?;
     let population = Population::make(options.patients, options.latency)?;
-    let (mut outcomes, mut failed) = (Vec::new(), Vec::new());
+    let lanes = (0..options.lanes).map(|lane| run_lane(&options, lane, &population, all.path()));
+    let mut found = Found::default();
+    for lane in futures::future::try_join_all(lanes).await? {
+        found.outcomes.extend(lane.outcomes);
+        found.failed.extend(lane.failed);
+    }
+    eprint!("{}", report::summary(&found.outcomes));
+    eprintln!("{:.0} s", started.elapsed().as_secs_f64());
+    if options.keep || !found.failed.is_empty() {
+        eprintln!("logs are in {}", all.keep().display());
+    }
+    ensure!(found.failed.is_empty(), "failed with seeds {:?}", found.failed);
+    ensure!(!found.outcomes.is_empty(), "nothing was run");
+    Ok(())
+}
+
+/// Every run whose turn it is, one after the other, over servers that no other lane uses.
+async fn run_lane(options: &Options, lane: u64, population: &Population, all: &Path) -> Result<Found> {
+    let mut found = Found::default();
     let mut backends: Option<Backends> = None;
-    for number in 0..options.runs {
-        if number % RUNS_A_SERVER == 0 {
+    let numbers = (lane..options.runs).step_by(options.lanes as usize);
+    for (turn, number) in numbers.enumerate() {
+        if turn % RUNS_A_SERVER == 0 {
             // The old ones end before the new ones begin.
             drop(backends.take());
         }
-        let servers = match &mut backends {
-            Some(servers) => servers,
-            none => none.insert(Backends::proxied(COORDINATORS, options.seed, all.path()).await?),
-        };
         // Each run can be repeated alone, by its own seed.
         let seed = options.seed.wrapping_add(number);
-        let room = room_of(all.path(), seed)?;
-        match (Run { seed, population: &population, room: &room }).run(servers).await {
+        let servers = match &mut backends {
+            Some(servers) => servers,
+            none => {
+                none.insert(Backends::proxied(COORDINATORS, seed, &room_of(all, "servers", seed)?).await?)
+            }
+        };
+        let room = room_of(all, "run", seed)?;
+        match (Run { seed, population, room: &room }).run(servers).await {
             Ok(outcome) => {
                 eprintln!("{:>4}/{} {outcome}", number + 1, options.runs);
-                outcomes.push(outcome);
+                found.outcomes.push(outcome);
                 if !options.keep {
                     std::fs::remove_dir_all(&room)?;
                 }
             }
             Err(error) => {
                 eprintln!("{:>4}/{} seed {seed} FAILED: {error:#}", number + 1, options.runs);
-                failed.push(seed);
+                found.failed.push(seed);
                 // Whatever it left in the servers is not the next one's business.
                 drop(backends.take());
             }
         }
-        if failed.len() >= MANY_FAILURES {
+        if found.failed.len() >= MANY_FAILURES {
             break;
         }
     }
-    drop(backends);
-    eprint!("{}", report::summary(&outcomes));
-    eprintln!("{:.0} s", started.elapsed().as_secs_f64());
-    if options.keep || !failed.is_empty() {
-        eprintln!("logs are in {}", all.keep().display());
-    }
-    ensure!(failed.is_empty(), "failed with seeds {failed:?}");
-    ensure!(!outcomes.is_empty(), "nothing was run");
-    Ok(())
+    Ok(found)
 }

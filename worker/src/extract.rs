@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use flatbed_extract::encode::FileEncoder;
 use flatbed_extract::outcome::{self, Severity};
+use flatbed_extract::shape::Shape;
 use flatbed_extract::source::{RowReader, Window};
 use flatbed_extract::{Piece, Scan, Select, Snapshot};
 use flatbed_proto::convert::{Wire, u128_bytes};
@@ -22,7 +23,7 @@ use tokio::runtime::Handle;
 
 use crate::commit::{Decided, Report, deliver};
 use crate::references::References;
-use crate::slot::{Grant, Running, open_list, reopen};
+use crate::slot::{End, Grant, Running, open_list, reopen};
 use crate::upload::Upload;
 use crate::{Context, internal, io_error, random_u64, source_error};
 
@@ -34,9 +35,10 @@ pub(crate) fn run(
     runtime: &Handle,
     running: &Running,
     lane: Lane,
-) -> Result<(), JobError> {
+) -> Result<End, JobError> {
     let grant = &running.grant;
     let snapshot = reopen(context, grant)?;
+    let shape = Shape::of(&grant.request, lane.resource_type, &context.long_rows).map_err(internal)?;
     let scan = Scan {
         lane,
         range: grant.range.clone(),
@@ -47,7 +49,8 @@ pub(crate) fn run(
             _ => Window::default(),
         },
         references: grant.request.follows_references(),
-        deflated: grant.codec == Codec::Gzip,
+        deflated: grant.codec == Codec::Gzip && shape.is_none(),
+        shape,
     };
     let lo = scan.range.lo.clone();
     Extraction { context, runtime, running, snapshot, scan, lo, segment: 0, estimated: None }.drive()
@@ -82,7 +85,7 @@ pub(crate) struct Extraction<'a> {
 }
 
 impl Extraction<'_> {
-    fn drive(mut self) -> Result<(), JobError> {
+    fn drive(mut self) -> Result<End, JobError> {
         let grant = &self.running.grant;
         let mut reader = self.read()?;
         let mut open: Option<Segment> = None;
@@ -94,7 +97,7 @@ impl Extraction<'_> {
                 return Err(internal("a scan ended before its range did"));
             };
             if self.running.is_revoked() {
-                return Ok(());
+                return Ok(End::Known);
             }
             let segment = match &mut open {
                 Some(segment) => segment,
@@ -116,9 +119,12 @@ impl Extraction<'_> {
                 continue;
             }
             let Some(segment) = open.take() else { continue };
-            let Some(shortened) = self.commit(segment)? else { return Ok(()) };
-            if draining || self.is_read() {
-                return Ok(());
+            let Some(shortened) = self.commit(segment)? else { return Ok(End::Unfinished) };
+            if self.is_read() {
+                return Ok(End::Known);
+            }
+            if draining {
+                return Ok(End::Unfinished);
             }
             if shortened {
                 reader = self.read()?;

@@ -3,12 +3,11 @@
 //! Attempts belong to the worker, not to a session: they outlive broken connections, and every coordinator is told
 //! of all of them, since the owner of a job may be another one than granted them.
 //!
-//! Invariants: never more attempts than slots; what is not in `running` is not worked on, so that a coordinator that
-//! does not find its attempt in a heartbeat may take it back.
+//! Invariants: never more attempts than slots; what is neither in `running` nor handed back is not worked on, so that
+//! a coordinator that does not find its attempt in a heartbeat may take it back.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use bytes::Bytes;
 use flatbed_proto::convert::{Wire, u128_bytes, u128_from};
@@ -16,17 +15,13 @@ use flatbed_proto::wire::lease::{self as wire, worker_message};
 use flatbed_types::task::TaskKind;
 use flatbed_types::{AttemptId, JobId, Position};
 use tokio::sync::{Notify, mpsc, watch};
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::Context;
 use crate::allot::allot;
+use crate::handback::HandBacks;
 use crate::readiness::Readiness;
-use crate::slot::{self, End, Grant, Running, failed_message};
-
-/// How long a failure is kept for the owner of its job. Whoever has not heard of it by then takes the task back
-/// because no heartbeat names it.
-const KEEP_FAILURE: Duration = Duration::from_secs(60);
+use crate::slot::{self, End, Grant, Running};
 
 /// Messages on their way to one coordinator.
 pub(crate) type Outgoing = mpsc::Sender<wire::WorkerMessage>;
@@ -40,6 +35,8 @@ pub(crate) struct Hub {
     state: Mutex<State>,
     /// Attempts that are running.
     busy: watch::Sender<usize>,
+    /// Those, and the ones that are handed back: what a coordinator may still count on.
+    open: watch::Sender<usize>,
 }
 
 #[derive(Default)]
@@ -49,7 +46,7 @@ struct State {
     links: BTreeMap<String, Link>,
     /// The names of coordinators that were connected at some time, by address.
     names: BTreeMap<String, String>,
-    unsent: Vec<Unsent>,
+    handed_back: HandBacks,
     /// Whose turn it is where free slots are fewer than coordinators with work.
     turn: usize,
 }
@@ -65,14 +62,6 @@ struct Link {
     told: u32,
     wake: Arc<Notify>,
     replaced: CancellationToken,
-}
-
-/// A failure that no connection has taken yet.
-struct Unsent {
-    failed: wire::Failed,
-    /// Where the owner of its job was last.
-    owner: String,
-    since: Instant,
 }
 
 /// A session's place among the connected; given up when dropped.
@@ -106,6 +95,7 @@ impl Hub {
             addresses_changed: Notify::new(),
             state: Mutex::default(),
             busy: watch::Sender::new(0),
+            open: watch::Sender::new(0),
         }
     }
 
@@ -113,11 +103,37 @@ impl Hub {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns when a drain was asked for and nothing runs any more.
-    pub async fn drained(&self) {
+    /// Attempts that are running, as their number changes.
+    pub fn busy(&self) -> watch::Receiver<usize> {
+        self.busy.subscribe()
+    }
+
+    /// Whether a drain was asked for and nothing runs any more.
+    pub fn is_idle(&self) -> bool {
+        self.drain.is_cancelled() && *self.busy.borrow() == 0
+    }
+
+    /// Returns when that is so.
+    pub async fn idle(&self) {
         self.drain.cancelled().await;
         // Never closed while `self` is there.
         let _ = self.busy.subscribe().wait_for(|running| *running == 0).await;
+    }
+
+    /// Whether, besides, the owners of all attempts know that they are over.
+    pub fn is_settled(&self) -> bool {
+        self.drain.is_cancelled() && *self.open.borrow() == 0
+    }
+
+    /// Returns when that is so.
+    pub async fn settled(&self) {
+        self.drain.cancelled().await;
+        let _ = self.open.subscribe().wait_for(|open| *open == 0).await;
+    }
+
+    fn count(&self, state: &State) {
+        self.busy.send_replace(state.running.len());
+        self.open.send_replace(state.running.len() + state.handed_back.len());
     }
 
     /// A coordinator has said welcome. A session with the same one under another address ends.
@@ -210,9 +226,11 @@ impl Hub {
         })
     }
 
-    /// Every attempt that runs, whichever coordinator granted it.
+    /// Every attempt that runs or is handed back, whichever coordinator granted it.
     pub fn reports(&self) -> Vec<wire::AttemptReport> {
-        self.lock().running.values().map(|running| running.report()).collect()
+        let state = self.lock();
+        let running = state.running.values().map(|running| running.report());
+        running.chain(state.handed_back.reports()).collect()
     }
 
     /// Wakes every session.
@@ -222,27 +240,16 @@ impl Hub {
         }
     }
 
-    /// Failures that the coordinator at this address should hear of.
-    pub fn take_failures(&self, address: &str) -> Vec<wire::Failed> {
+    /// What the coordinator at this address should hear of attempts that are over.
+    pub fn last_words(&self, address: &str) -> Vec<worker_message::Message> {
         let mut state = self.lock();
-        state.unsent.retain(|unsent| unsent.since.elapsed() < KEEP_FAILURE);
-        let unsent = std::mem::take(&mut state.unsent);
-        let (mine, others) = unsent
-            .into_iter()
-            .partition(|unsent| state.link_of(&unsent.owner).is_some_and(|at| at == address));
-        state.unsent = others;
-        let mine: Vec<Unsent> = mine;
-        mine.into_iter().map(|unsent| unsent.failed).collect()
+        state.handed_back.expire(self.drain.is_cancelled());
+        self.count(&state);
+        state.handed_back.last_words(|owner| state.link_of(owner) == Some(address))
     }
 
-    /// A failure could not be sent now.
-    pub fn keep_failure(&self, address: &str, failed: wire::Failed) {
-        let unsent = Unsent { failed, owner: address.to_owned(), since: Instant::now() };
-        self.lock().unsent.push(unsent);
-    }
-
-    /// Starts what was granted, or declines it.
-    pub fn accept(self: &Arc<Self>, grant: wire::Grant, from: &str, answers: &Outgoing) {
+    /// Starts what was granted, or hands it back.
+    pub fn accept(self: &Arc<Self>, grant: wire::Grant, from: &str) {
         let grant = match Grant::from_wire(grant) {
             Ok(grant) => grant,
             Err(error) => return tracing::error!(%error, "a grant cannot be understood"),
@@ -252,8 +259,6 @@ impl Hub {
         }
         let running = Arc::new(Running::new(grant, from, self.drain.child_token()));
         if !self.take_slot(&running) {
-            // One that does not arrive is taken back, because no heartbeat names it.
-            let _ = answers.try_send(message(worker_message::Message::Declined(declined(&running.grant))));
             return;
         }
         let hub = self.clone();
@@ -263,39 +268,61 @@ impl Hub {
         });
     }
 
+    /// Whether there was a slot; what finds none is handed back.
     fn take_slot(&self, running: &Arc<Running>) -> bool {
         let mut state = self.lock();
-        if self.drain.is_cancelled() || state.running.len() >= self.context.options.slots as usize {
-            return false;
+        let is_free = !self.drain.is_cancelled() && state.running.len() < self.context.options.slots as usize;
+        if is_free {
+            state.running.insert(running.id(), running.clone());
+            state.turn = state.turn.wrapping_add(1);
+            self.rebalance(&mut state);
+        } else {
+            state.handed_back.return_task(running);
         }
-        state.running.insert(running.id(), running.clone());
-        state.turn = state.turn.wrapping_add(1);
-        self.busy.send_replace(state.running.len());
-        self.rebalance(&mut state);
-        true
+        self.count(&state);
+        is_free
     }
 
-    fn give_slot_back(&self, running: &Running, end: End) {
+    fn give_slot_back(&self, running: &Arc<Running>, end: End) {
         let mut state = self.lock();
-        state.running.remove(&running.id());
-        let owner = running.owner.address();
-        if let End::Failed(error) = end {
-            let failed = failed_message(&running.grant, error);
-            state.unsent.push(Unsent { failed, owner: owner.clone(), since: Instant::now() });
+        // One that was given up at the end of a drain is handed back already.
+        if state.running.remove(&running.id()).is_some() {
+            match end {
+                End::Known => {}
+                End::Unfinished => state.handed_back.return_task(running),
+                End::Failed(error) => state.handed_back.report_failure(running, error),
+            }
         }
-        if let Some(link) = state.link_of(&owner).and_then(|address| state.links.get(address)) {
+        if let Some(link) = state.link_of(&running.owner.address()).and_then(|at| state.links.get(at)) {
             link.wake.notify_one();
         }
         self.rebalance(&mut state);
         // Nobody can ask for a cut any more: `running` was the way to it.
         running.answer_cuts(None);
-        self.busy.send_replace(state.running.len());
+        self.count(&state);
+    }
+
+    /// Hands back what still runs late in a drain. Nothing of it is reported from here on.
+    pub fn give_up(&self) {
+        let mut state = self.lock();
+        for running in std::mem::take(&mut state.running).into_values() {
+            running.revoked.cancel();
+            state.handed_back.return_task(&running);
+        }
+        self.count(&state);
+        drop(state);
+        self.wake_all();
     }
 
     /// Nothing of this attempt will be accepted any more.
     pub fn revoke(&self, job: &Bytes, attempt: u64) {
-        if let Some(running) = self.lock().named(job, attempt) {
+        let mut state = self.lock();
+        if let Some(running) = state.named(job, attempt) {
             running.revoked.cancel();
+        }
+        if let Ok(job) = u128_from(job, "job") {
+            state.handed_back.forget((JobId(job), AttemptId(attempt)));
+            self.count(&state);
         }
     }
 
@@ -332,15 +359,6 @@ impl State {
     fn named(&self, job: &Bytes, attempt: u64) -> Option<&Arc<Running>> {
         let job = JobId(u128_from(job, "job").ok()?);
         self.running.get(&(job, AttemptId(attempt)))
-    }
-}
-
-fn declined(grant: &Grant) -> wire::Declined {
-    wire::Declined {
-        job: u128_bytes(grant.job.0),
-        task: grant.task.0,
-        attempt: grant.attempt.0,
-        token: grant.token.0,
     }
 }
 

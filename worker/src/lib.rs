@@ -3,6 +3,7 @@
 //! - `supervise`: a session for each coordinator, drain; `session`: one of them.
 //! - `hub`: what they share, the slots and the running attempts; `allot`: who may fill which slots.
 //! - `readiness`: whether the source can be read, and questions about it; `pulse`: whether anybody hears the worker.
+//! - `handback`: attempts that ended before their task, until their owner knows.
 //! - `slot`: one grant from its arrival to its end; `threads`: one thread a slot.
 //! - `extract`: reads a range and commits it segment by segment.
 //! - `planning`, `resolve`, `merge`: the other tasks.
@@ -14,6 +15,7 @@
 mod allot;
 mod commit;
 mod extract;
+mod handback;
 mod hub;
 mod merge;
 mod planning;
@@ -33,10 +35,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use flatbed_extract::Source;
+use flatbed_extract::shape::LongRows;
 use flatbed_proto::reach::Coordinators;
 use flatbed_types::job::JobError;
 use flatbed_types::{ErrorCode, SessionId, WorkerId};
 use object_store::ObjectStore;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -57,6 +61,18 @@ pub struct WorkerOptions {
 pub struct Worker {
     drain: CancellationToken,
     sessions: JoinHandle<()>,
+    slots_busy: SlotsBusy,
+}
+
+/// Reads how many attempts of a worker hold a slot, as long as anybody wants to know: it keeps nothing running.
+#[derive(Debug, Clone)]
+pub struct SlotsBusy(watch::Receiver<usize>);
+
+impl SlotsBusy {
+    /// Attempts that hold a slot now; 0 after the worker has stopped in order.
+    pub fn now(&self) -> usize {
+        *self.0.borrow()
+    }
 }
 
 impl Worker {
@@ -74,13 +90,21 @@ impl Worker {
         let drain = CancellationToken::new();
         let threads = threads::Threads::start(options.slots)?;
         let (session, pulse) = (fresh_session(), pulse::Pulse::new());
-        let context = Context { source, objects, options, coordinators, session, threads, pulse };
+        let long_rows = Arc::new(LongRows::default());
+        let context = Context { source, objects, options, coordinators, session, threads, pulse, long_rows };
         let hub = Arc::new(hub::Hub::new(Arc::new(context), drain.clone()));
+        let slots_busy = SlotsBusy(hub.busy());
         let sessions = tokio::spawn(supervise::run(hub));
-        Ok(Worker { drain, sessions })
+        Ok(Worker { drain, sessions, slots_busy })
     }
 
-    /// Drains: takes nothing new, commits what running tasks have written, says goodbye.
+    /// How many of its slots hold an attempt, for metrics.
+    pub fn slots_busy(&self) -> SlotsBusy {
+        self.slots_busy.clone()
+    }
+
+    /// Drains: takes nothing new, commits what running tasks have written, hands back what is left of them, and says
+    /// goodbye to each coordinator when it holds no attempt of this worker any more. Takes 25 s at most.
     pub async fn stop(self) {
         self.drain.cancel();
         let _ = self.sessions.await;
@@ -96,6 +120,8 @@ pub(crate) struct Context {
     pub session: SessionId,
     pub threads: threads::Threads,
     pub pulse: pulse::Pulse,
+    /// Shared by all slots.
+    pub long_rows: Arc<LongRows>,
 }
 
 fn fresh_session() -> SessionId {

@@ -13,7 +13,7 @@ use flatbed_types::{Nonce, ResourceType};
 use tokio::runtime::Handle;
 
 use crate::extract::{report, unwritten};
-use crate::slot::{Grant, Running};
+use crate::slot::{End, Grant, Running};
 use crate::upload::{Upload, damaged, read_part};
 use crate::{Context, internal};
 
@@ -25,10 +25,10 @@ pub(crate) fn run(
     runtime: &Handle,
     running: &Running,
     resource_type: ResourceType,
-) -> Result<(), JobError> {
+) -> Result<End, JobError> {
     let grant = &running.grant;
     let output = unwritten(kind_of(grant, resource_type)?, resource_type)?;
-    let Some(output) = join(context, runtime, running, output)? else { return Ok(()) };
+    let Some(output) = join(context, runtime, running, output)? else { return Ok(End::Unfinished) };
     let commit = CommitRecord {
         task: grant.task,
         attempt: grant.attempt,
@@ -40,14 +40,17 @@ pub(crate) fn run(
         fingerprint: 0,
         replaces: grant.merge_inputs.iter().map(|input| input.output.nonce).collect::<Vec<Nonce>>(),
     };
-    report(context, runtime, running, commit).map(drop)
+    let reported = report(context, runtime, running, commit)?;
+    Ok(if reported.is_some() { End::Known } else { End::Unfinished })
 }
 
 /// What the files hold: all the same, and nothing that is read by key.
 fn kind_of(grant: &Grant, resource_type: ResourceType) -> Result<OutputKind, JobError> {
     let kind = match grant.merge_inputs.first().map(|input| input.output.kind) {
         Some(kind @ (OutputKind::Data | OutputKind::Outcome)) => kind,
-        Some(OutputKind::References) | None => return Err(internal("a merge task without files to join")),
+        Some(OutputKind::Deleted | OutputKind::References) | None => {
+            return Err(internal("a merge task without files to join"));
+        }
     };
     let fits = |input: &MergeInput| input.output.kind == kind && input.output.resource_type == resource_type;
     if !grant.merge_inputs.iter().all(fits) {

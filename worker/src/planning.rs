@@ -16,7 +16,7 @@ use tokio::runtime::Handle;
 
 use crate::commit::{Decided, Report, deliver};
 use crate::extract::OutcomeSink;
-use crate::slot::{Grant, Running};
+use crate::slot::{End, Grant, Running};
 use crate::{Context, io_error, random_u64, source_error, upload};
 
 /// Shows preparation of the source in the job's status.
@@ -37,12 +37,12 @@ pub(crate) fn describe(phase: &str, done: u64, total: u64) -> String {
     }
 }
 
-pub(crate) fn run(context: &Context, runtime: &Handle, running: &Running) -> Result<(), JobError> {
+pub(crate) fn run(context: &Context, runtime: &Handle, running: &Running) -> Result<End, JobError> {
     let grant = &running.grant;
     let snapshot = context.source.snapshot(&Noted(running)).map_err(source_error)?;
     running.set_note(String::new());
     if running.is_revoked() {
-        return Ok(());
+        return Ok(End::Known);
     }
     let window = Window { since: grant.request.since, until: grant.request.until };
     let lanes = snapshot.survey(&window).map_err(source_error)?;
@@ -74,7 +74,7 @@ pub(crate) fn complete(
     runtime: &Handle,
     running: &Running,
     result: complete_request::Result,
-) -> Result<(), JobError> {
+) -> Result<End, JobError> {
     let grant = &running.grant;
     let request = CompleteRequest {
         job: u128_bytes(grant.job.0),
@@ -85,7 +85,8 @@ pub(crate) fn complete(
     };
     let report = Report::Complete(request);
     match runtime.block_on(deliver(&context.coordinators, &running.owner, report, &running.revoked)) {
-        Decided::Counts(_) | Decided::Dropped => Ok(()),
+        Decided::Counts(_) => Ok(End::Known),
+        Decided::Dropped => Ok(End::Unfinished),
         Decided::Impossible(error) => Err(error),
     }
 }

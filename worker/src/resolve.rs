@@ -14,10 +14,10 @@ use tokio::runtime::Handle;
 
 use crate::extract::write_outcomes;
 use crate::planning::complete;
-use crate::slot::{Running, open_list};
+use crate::slot::{End, Running, open_list};
 use crate::{Context, io_error, random_u64, upload};
 
-pub(crate) fn run(context: &Context, runtime: &Handle, running: &Running) -> Result<(), JobError> {
+pub(crate) fn run(context: &Context, runtime: &Handle, running: &Running) -> Result<End, JobError> {
     let grant = &running.grant;
     let failed = |error: std::io::Error| io_error("merging references", &error);
     let known = grant.known_keys.iter().map(|pointer| open_list(context, runtime, pointer));
@@ -25,7 +25,7 @@ pub(crate) fn run(context: &Context, runtime: &Handle, running: &Running) -> Res
     let mut builder = KeyListBuilder::new(&context.options.scratch, context.options.sort_budget);
     for sidecar in &grant.sidecars {
         if running.is_revoked() {
-            return Ok(());
+            return Ok(End::Known);
         }
         for key in open_list(context, runtime, sidecar)?.iter() {
             let key = key.map_err(failed)?;

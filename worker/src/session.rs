@@ -1,4 +1,8 @@
 //! The session with one coordinator: hello, heartbeats, grants, questions, goodbye.
+//!
+//! The goodbye of a worker that drains comes last: when nothing runs, the owners of all attempts know that they are
+//! over, and the coordinator has said, in answer to a heartbeat that offers no slot, that it holds no attempt of this
+//! worker (`HeartbeatAck.attempts`). A grant that became durable meanwhile is on its way until then, and is declined.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -6,6 +10,7 @@ use std::time::Duration;
 
 use flatbed_proto::convert::u128_bytes;
 use flatbed_proto::wire::lease::{self as wire, coordinator_message, worker_message};
+use flatbed_types::caps;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
@@ -29,15 +34,17 @@ const SILENT_BEATS: u32 = 4;
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// How long the last message may take.
 const GOODBYE: Duration = Duration::from_secs(1);
+/// How often a coordinator that still holds attempts of a worker that has none is asked again.
+const ASK_AGAIN: Duration = Duration::from_millis(200);
+/// How long a worker that has nothing left to do waits for a coordinator to answer, or to be reached again: by then
+/// the coordinator has given a broken session up by itself.
+const LAST_WAIT: Duration = Duration::from_millis(caps::STREAM_GRACE_MILLIS);
 
-/// Keeps a session with the coordinator at this address until the address is given up or the worker has drained.
+/// Keeps a session with the coordinator at this address until the address is given up or the worker has said goodbye.
 pub(crate) async fn keep(hub: Arc<Hub>, address: String, given_up: CancellationToken) {
-    let over = async {
-        tokio::select! {
-            () = given_up.cancelled() => {}
-            () = hub.drained() => {}
-        }
-    };
+    // When a session of a worker that has nothing left to do broke for the first time.
+    let mut broken = None;
+    let over = unneeded(&hub, &given_up, false, broken);
     tokio::pin!(over);
     loop {
         let session = Session::open(&hub, &address);
@@ -46,12 +53,21 @@ pub(crate) async fn keep(hub: Arc<Hub>, address: String, given_up: CancellationT
             () = &mut over => return,
         };
         let ended = match opened {
-            Ok(session) => session.serve(&given_up).await,
+            Ok(session) => {
+                let ended = session.serve(&given_up).await;
+                // It may hold attempts of this worker, unless another session with it has taken over.
+                let may_hold = !matches!(ended, Ok(After::Replaced));
+                broken = hub.is_idle().then(|| broken.unwrap_or_else(Instant::now));
+                over.set(unneeded(&hub, &given_up, may_hold, broken));
+                ended
+            }
+            // Where its process has ended, nobody is there to be told.
+            Err(_) if hub.is_settled() => return,
             Err(status) => Err(status),
         };
         match ended {
             Ok(After::Over) => return,
-            Ok(After::Again) => {}
+            Ok(After::Again | After::Replaced) => {}
             Err(status) => tracing::debug!(code = ?status.code(), "no connection to the coordinator"),
         }
         let pause = async {
@@ -67,10 +83,32 @@ pub(crate) async fn keep(hub: Arc<Hub>, address: String, given_up: CancellationT
     }
 }
 
+/// Returns when there is no use in reaching the coordinator at an address (again).
+async fn unneeded(hub: &Hub, given_up: &CancellationToken, may_hold: bool, broken: Option<Instant>) {
+    let in_vain = async {
+        hub.idle().await;
+        tokio::time::sleep_until(broken.unwrap_or_else(Instant::now) + LAST_WAIT).await;
+    };
+    tokio::select! {
+        () = given_up.cancelled() => {}
+        () = hub.settled(), if !may_hold => {}
+        () = in_vain => {}
+    }
+}
+
 /// What comes after a session.
 enum After {
     Again,
+    /// The coordinator listens to another session of this worker.
+    Replaced,
     Over,
+}
+
+/// The heartbeat whose acknowledgement allows the goodbye.
+struct Leave {
+    number: u64,
+    asked: Instant,
+    granted: bool,
 }
 
 struct Session {
@@ -85,6 +123,7 @@ struct Session {
     heard: Instant,
     grants_received: u64,
     types_told: bool,
+    leave: Option<Leave>,
 }
 
 impl Session {
@@ -117,6 +156,7 @@ impl Session {
             heard: Instant::now(),
             grants_received: 0,
             types_told: false,
+            leave: None,
         })
     }
 
@@ -125,6 +165,7 @@ impl Session {
         beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let hub = self.hub.clone();
         loop {
+            let is_idle = hub.is_idle();
             // What is worth telling at once; everything else waits for the next beat.
             let tell = tokio::select! {
                 received = self.incoming.message() => match received? {
@@ -133,24 +174,31 @@ impl Session {
                 },
                 _ = beats.tick() => true,
                 () = self.joined.wake.notified() => true,
-                () = self.joined.replaced.cancelled() => return Ok(After::Again),
+                () = self.joined.replaced.cancelled() => return Ok(After::Replaced),
                 () = given_up.cancelled() => return Ok(After::Over),
-                () = hub.drained() => {
-                    self.goodbye().await;
-                    return Ok(After::Over);
-                }
+                () = hub.idle(), if !is_idle => true,
+                () = tokio::time::sleep(ASK_AGAIN), if is_idle => true,
             };
+            if self.may_leave() {
+                self.goodbye().await;
+                return Ok(After::Over);
+            }
             if tell && !self.tell() {
                 return Ok(After::Again);
             }
-            if self.heard.elapsed() > self.beat * SILENT_BEATS {
+            if self.heard.elapsed() > self.beat * SILENT_BEATS && !hub.is_settled() {
                 return Err(Status::deadline_exceeded("the coordinator does not acknowledge heartbeats"));
             }
         }
     }
 
+    /// Whether the goodbye takes nothing from anybody: see the module.
+    fn may_leave(&self) -> bool {
+        let Some(leave) = self.leave.as_ref().filter(|_| self.hub.is_settled()) else { return false };
+        leave.granted || (leave.asked.elapsed() > LAST_WAIT && self.heard.elapsed() > LAST_WAIT)
+    }
+
     async fn goodbye(mut self) {
-        self.flush_failures();
         let goodbye = self.outgoing.send(message(worker_message::Message::Goodbye(wire::Goodbye {})));
         let _ = tokio::time::timeout(GOODBYE, goodbye).await;
         // The stream ends behind the goodbye; the coordinator closes its half then.
@@ -161,10 +209,19 @@ impl Session {
 
     /// Sends a heartbeat. `false` when the stream is broken.
     fn tell(&mut self) -> bool {
-        self.flush_failures();
+        for word in self.hub.last_words(&self.joined.address) {
+            // One that finds no room is repeated.
+            let _ = self.outgoing.try_send(message(word));
+        }
+        let settled = self.hub.is_settled();
         let readiness = &self.hub.readiness;
         let types = if self.types_told { Vec::new() } else { readiness.type_names() };
         self.number += 1;
+        if !settled {
+            self.leave = None;
+        } else if self.leave.is_none() {
+            self.leave = Some(Leave { number: self.number, asked: Instant::now(), granted: false });
+        }
         let heartbeat = wire::Heartbeat {
             number: self.number,
             free_slots: self.hub.tell_slots(&self.joined.address),
@@ -185,14 +242,6 @@ impl Session {
         }
     }
 
-    fn flush_failures(&self) {
-        for failed in self.hub.take_failures(&self.joined.address) {
-            if self.outgoing.try_send(message(worker_message::Message::Failed(failed.clone()))).is_err() {
-                self.hub.keep_failure(&self.joined.address, failed);
-            }
-        }
-    }
-
     /// Answers whether the coordinator should hear of what changed at once.
     fn handle(&mut self, received: coordinator_message::Message) -> bool {
         let (hub, from) = (&self.hub, self.joined.address.as_str());
@@ -202,7 +251,7 @@ impl Session {
             coordinator_message::Message::Revoke(revoke) => hub.revoke(&revoke.job, revoke.attempt),
             coordinator_message::Message::Grant(grant) => {
                 self.grants_received += 1;
-                hub.accept(grant, from, &self.outgoing);
+                hub.accept(grant, from);
                 return true;
             }
             coordinator_message::Message::Truncate(truncate) => {
@@ -234,6 +283,9 @@ impl Session {
         }
         for attempt in &ack.unknown_attempts {
             self.hub.revoke(&attempt.job, attempt.attempt);
+        }
+        if let Some(leave) = &mut self.leave {
+            leave.granted |= ack.number >= leave.number && ack.attempts == 0;
         }
     }
 }

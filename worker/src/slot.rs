@@ -204,9 +204,11 @@ impl Running {
 
 /// How an attempt ended.
 pub(crate) enum End {
-    /// The coordinator knows all it needs to.
+    /// The owner of the job knows all it needs to: the task is done, or was taken back.
     Known,
-    /// It must be told.
+    /// Before its task: it was asked to, or could not commit. What is left may be given to another.
+    Unfinished,
+    /// It cannot carry its task out.
     Failed(JobError),
 }
 
@@ -227,25 +229,13 @@ pub(crate) async fn run(context: Arc<Context>, running: Arc<Running>) -> End {
         }
     };
     match context.threads.run(work).await {
-        Ok(Ok(())) => End::Known,
-        Ok(Err(_)) if running.is_revoked() => End::Known,
+        Ok(Ok(_) | Err(_)) if running.is_revoked() => End::Known,
+        Ok(Ok(end)) => end,
         Ok(Err(error)) => End::Failed(error),
         Err(_) => {
             tracing::error!(job = %running.grant.job, task = %running.grant.task, "a task panicked");
             End::Failed(internal("a task ended unexpectedly"))
         }
-    }
-}
-
-/// The failure to report.
-pub(crate) fn failed_message(grant: &Grant, error: JobError) -> wire::Failed {
-    wire::Failed {
-        job: flatbed_proto::convert::u128_bytes(grant.job.0),
-        task: grant.task.0,
-        attempt: grant.attempt.0,
-        token: grant.token.0,
-        code: flatbed_proto::convert::error_code_number(error.code),
-        message: error.message,
     }
 }
 

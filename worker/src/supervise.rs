@@ -13,6 +13,8 @@ use crate::session;
 
 /// How long a drain may take before the process ends all the same.
 const DRAIN_LIMIT: Duration = Duration::from_secs(25);
+/// How long attempts have for their last commit: one that waits for a slow source longer is handed back without it.
+const COMMIT_LIMIT: Duration = Duration::from_secs(20);
 /// How often coordinators with work take turns for slots that are fewer than they are: one that cannot use its slot
 /// must not keep it.
 const TURN: Duration = Duration::from_millis(caps::HEARTBEAT_MILLIS);
@@ -27,11 +29,13 @@ pub(crate) async fn run(hub: Arc<Hub>) {
     let late = async {
         hub.drain.cancelled().await;
         hub.wake_all();
-        tokio::time::sleep(DRAIN_LIMIT).await;
+        tokio::time::sleep(COMMIT_LIMIT).await;
+        hub.give_up();
+        tokio::time::sleep(DRAIN_LIMIT - COMMIT_LIMIT).await;
     };
     tokio::select! {
         () = keep_sessions(&hub) => {}
-        () = late => tracing::warn!("drain took too long; running attempts are left to their leases"),
+        () = late => tracing::warn!("drain took too long; what could not be handed back is left to its leases"),
     }
 }
 
@@ -58,9 +62,10 @@ async fn keep_sessions(hub: &Arc<Hub>) {
         }
         tokio::select! {
             () = hub.addresses_changed.notified() => {}
-            Some(_) = tasks.join_next() => {}
+            // Nobody is left to hand anything back to.
+            Some(_) = tasks.join_next() => if hub.is_idle() && tasks.is_empty() { return },
             _ = turns.tick() => hub.next_turn(),
-            () = hub.drained() => break,
+            () = hub.settled() => break,
         }
     }
     // Each says goodbye.

@@ -68,7 +68,7 @@ pub fn assemble(
                     continue;
                 }
                 OutputKind::Data => data_lines = output.lines.saturating_add(data_lines),
-                OutputKind::Outcome => {}
+                OutputKind::Outcome | OutputKind::Deleted => {}
             }
             let entry = ManifestEntry {
                 kind: output.kind,

@@ -1,13 +1,14 @@
 //! Jobs that come and go: claims, adoption, hand-off.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use flatbed_coordinator_core::cluster;
-use flatbed_coordinator_core::job::{Holder, Input, Job};
+use flatbed_coordinator_core::job::{Holder, Input};
 use flatbed_types::{AttemptId, Epoch, JobId};
 
 use super::{Driver, Found, Owned, Reported};
-use crate::objects::{self, Orphans};
+use crate::objects::Orphans;
 use crate::records::{ClaimError, Claimed};
 
 impl Driver {
@@ -57,13 +58,14 @@ impl Driver {
     }
 
     fn adopt(&mut self, id: JobId, claimed: Claimed) {
-        let Claimed { revision, epoch, stored, broken } = claimed;
-        let root = objects::root_of(&self.options, &stored.record);
-        let machine = Job::load(stored, epoch, root, self.options.job_settings());
+        let Claimed { revision, epoch, machine, broken, spent } = claimed;
         let live: BTreeSet<AttemptId> = machine.leases().map(|(attempt, _)| attempt).collect();
         let holders: Vec<Holder> = machine.leases().map(|(_, holder)| holder.clone()).collect();
+        let millis = |spent: Duration| u64::try_from(spent.as_millis()).unwrap_or(u64::MAX);
         tracing::info!(job = %id, epoch = epoch.0, state = ?machine.durable_record().state,
-            attempts = holders.len(), "job loaded");
+            attempts = holders.len(), took_ms = millis(spent.began.elapsed()), claim_ms = millis(spent.claim),
+            ranges_ms = millis(spent.ranges), decode_ms = millis(spent.decode),
+            objects_ms = millis(spent.objects), restore_ms = millis(spent.restore), "job loaded");
         if epoch > Epoch(1) && !machine.durable_record().state.is_terminal() {
             let committed = machine.committed_objects().map(|output| output.nonce).collect();
             self.io.sweep(machine.durable_record(), Orphans { committed, since: Some((epoch, live)) });

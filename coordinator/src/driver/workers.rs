@@ -70,7 +70,12 @@ impl Driver {
             }
         }
         self.withdraw_unreported(id);
-        let ack = lease_wire::HeartbeatAck { number: heartbeat.number, unknown_attempts };
+        let attempts = self.jobs.values().map(|owned| owned.machine.leases_of(id).count()).sum::<usize>();
+        let ack = lease_wire::HeartbeatAck {
+            number: heartbeat.number,
+            unknown_attempts,
+            attempts: u32::try_from(attempts).unwrap_or(u32::MAX),
+        };
         self.send(id, lease_wire::coordinator_message::Message::HeartbeatAck(ack));
     }
 

@@ -248,8 +248,8 @@ pub struct WrittenArgs {
 const MAX_SLOTS: u32 = 1_024;
 /// Smallest `--max-line`: shorter ones would refuse ordinary resources.
 const MIN_MAX_LINE: ByteSize = ByteSize(1 << 10);
-/// Smallest `--target-file-size`: shorter files cost more to store and to ask for than to fill.
-const MIN_TARGET_FILE_SIZE: ByteSize = ByteSize(1 << 20);
+/// Smallest `--target-file-size`: shorter files cost far more to store and to ask for than to fill.
+const MIN_TARGET_FILE_SIZE: ByteSize = ByteSize(64 << 10);
 
 /// The coordinators of a cluster.
 #[derive(Debug, Clone, Args)]
@@ -371,8 +371,8 @@ mod tests {
 
     #[test]
     fn sizes_and_addresses_are_held_to_their_ranges() {
-        assert_eq!(target_file_size("1MiB"), Ok(ByteSize(1 << 20)));
-        assert_eq!(target_file_size("1048575"), Err("the smallest is 1MiB".to_owned()));
+        assert_eq!(target_file_size("64KiB"), Ok(ByteSize(64 << 10)));
+        assert_eq!(target_file_size("65535"), Err("the smallest is 64KiB".to_owned()));
         assert_eq!(max_line("1023"), Err("the smallest is 1KiB".to_owned()));
         assert!(max_line("long").unwrap_err().contains("not a size"));
         assert_eq!(listen_address("localhost:80"), Ok("127.0.0.1:80".parse().unwrap()));

@@ -122,7 +122,7 @@ fn folders_and_options_that_cannot_work_are_mistakes_of_usage() {
         (serve("--data-dir", &below), "file/out"),
         (serve("--output", &below), "file/out"),
         (serve("--slots", "1025"), "1..=1024"),
-        (serve("--target-file-size", "1KiB"), "the smallest is 1MiB"),
+        (serve("--target-file-size", "1KiB"), "the smallest is 64KiB"),
         (serve("--max-line", "1"), "the smallest is 1KiB"),
         (serve("--public-url", "https://ehr.example/:x"), "its path"),
         (serve("--listen", "ehr.example:80"), "expected an IP address"),

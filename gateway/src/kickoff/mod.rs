@@ -203,6 +203,7 @@ impl<'a> Reader<'a> {
             since: self.since,
             until: self.until,
             patients: self.patients,
+            ..ExportRequest::everything(self.context.level.clone())
         };
         Ok(Accepted { request, ignored: self.ignored })
     }

@@ -200,11 +200,12 @@ pub fn output_object(root: &str, writer: Writer, output: &OutputObject, codec: C
     match output.kind {
         OutputKind::Data => format!("{root}/d/{name}.{kind}.ndjson{suffix}"),
         OutputKind::Outcome => format!("{root}/e/{name}.{kind}.ndjson{suffix}"),
+        OutputKind::Deleted => format!("{root}/x/{name}.{kind}.ndjson{suffix}"),
         OutputKind::References => format!("{root}/r/{name}.{kind}.keys"),
     }
 }
 
-/// The attempt that wrote an object of `d/`, `e/`, `r/` or a `plan/` object of a worker, from its key.
+/// The attempt that wrote an object of `d/`, `e/`, `x/`, `r/` or a `plan/` object of a worker, from its key.
 pub fn attempt_of(key: &str) -> Option<AttemptId> {
     let name = key.rsplit('/').next()?;
     let hex16 = |part: &str| (part.len() == 16).then(|| u64::from_str_radix(part, 16).ok()).flatten();

@@ -6,6 +6,7 @@
 //! (`flatbed-coordinator-core` does).
 
 pub mod caps;
+pub mod elements;
 pub mod error_code;
 pub mod ids;
 pub mod instant;

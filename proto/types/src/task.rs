@@ -52,6 +52,8 @@ pub enum OutputKind {
     Data,
     /// OperationOutcomes about the export.
     Outcome,
+    /// Transaction Bundles of `DELETE` entries: what was deleted from the source (MF-25).
+    Deleted,
     /// Sorted `type ‖ 0x00 ‖ id` keys of supporting resources that the rows of a commit refer to.
     References,
 }

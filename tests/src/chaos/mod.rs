@@ -85,7 +85,7 @@ impl Run<'_> {
         let (task, owner) = (seconds(LEASES.task), seconds(LEASES.owner));
         let plan = plan.coordinators_with(&[
             "--target-file-size",
-            "1MiB",
+            "256KiB",
             "--min-in-progress",
             "0s",
             "--task-lease-ttl",
@@ -203,9 +203,9 @@ async fn delete(client: &Client, gateway: &str, status: &str) -> Result<()> {
     Ok(())
 }
 
-/// A folder for a run's logs that stays when the run fails.
-pub fn room_of(all: &Path, seed: u64) -> Result<PathBuf> {
-    let room = all.join(format!("run-{seed}"));
+/// A folder for what a run, or the servers of some, leave behind.
+pub fn room_of(all: &Path, what: &str, seed: u64) -> Result<PathBuf> {
+    let room = all.join(format!("{what}-{seed}"));
     std::fs::create_dir_all(&room)?;
     Ok(room)
 }

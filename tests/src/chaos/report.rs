@@ -3,7 +3,7 @@
 use std::fmt::{self, Write as _};
 use std::time::Duration;
 
-use super::script::Trouble;
+use super::script::{Area, Trouble};
 use super::times;
 use super::trouble::Made;
 use crate::cluster::events::Event;
@@ -33,29 +33,58 @@ pub struct Outcome {
     bytes: u64,
     files: usize,
     again: usize,
-    regrants: Vec<Duration>,
-    takeovers: Vec<Duration>,
+    regrants: Vec<Recovery>,
+    takeovers: Vec<Recovery>,
 }
+
+/// How long it took to overcome a kill.
+#[derive(Debug, Clone, Copy)]
+struct Recovery {
+    took: Duration,
+    /// Whether a coordinator or etcd was in other trouble just before or meanwhile.
+    compound: bool,
+}
+
+/// Trouble so long ago still counts as a part of what comes next: pauses and cuts last up to eight seconds, and what
+/// they lead to is not overcome at their end.
+const AFTERMATH: Duration = Duration::from_secs(14);
 
 impl Outcome {
     pub(super) fn new(facts: Facts, export: &Export, events: &[Event]) -> Outcome {
-        let killed = |made: &Made| times::regrant(events, made.worker.as_deref()?, made.at);
-        let owners =
-            facts.made.iter().filter(|made| made.trouble == Trouble::KillCoordinator { owner: true });
+        let recovery =
+            |made: &Made, took: Duration| Recovery { took, compound: is_compound(&facts.made, made, took) };
+        let regrant = |made: &Made| {
+            times::regrant(events, made.worker.as_deref()?, made.at).map(|took| recovery(made, took))
+        };
+        let takeover = |made: &Made| {
+            let is_owner = made.trouble == Trouble::KillCoordinator { owner: true };
+            times::takeover(events, made.at).filter(|_| is_owner).map(|took| recovery(made, took))
+        };
         Outcome {
             lines: export.lines.total(),
             bytes: export.raw_bytes,
             files: export.files,
             again: times::granted_again(events),
-            regrants: facts.made.iter().filter_map(killed).collect(),
-            takeovers: owners.filter_map(|made| times::takeover(events, made.at)).collect(),
+            regrants: facts.made.iter().filter_map(regrant).collect(),
+            takeovers: facts.made.iter().filter_map(takeover).collect(),
             facts,
         }
     }
 }
 
-fn seconds(times: &[Duration]) -> String {
-    let texts: Vec<String> = times.iter().map(|time| format!("{:.1}", time.as_secs_f64())).collect();
+/// Whether something else befell who has to act, so near to a kill that its recovery is that of both.
+fn is_compound(all: &[Made], kill: &Made, took: Duration) -> bool {
+    all.iter().filter(|other| other.at != kill.at).any(|other| {
+        let concerns = matches!(other.trouble.area(), Area::Coordinators | Area::Etcd);
+        let apart = other.at.duration_since(kill.at).as_secs_f64();
+        concerns && (-AFTERMATH.as_secs_f64()..=took.as_secs_f64()).contains(&apart)
+    })
+}
+
+fn seconds(times: &[Recovery]) -> String {
+    let mark = |time: &Recovery| if time.compound { "*" } else { "" };
+    let texts: Vec<String> =
+        times.iter().map(|time| format!("{:.1}{}", time.took.as_secs_f64(), mark(time))).collect();
     if texts.is_empty() { "-".to_owned() } else { texts.join("+") }
 }
 
@@ -94,10 +123,15 @@ pub fn summary(outcomes: &[Outcome]) -> String {
         again as f64 * 100.0 / tasks.max(1) as f64,
         sum(|outcome| outcome.facts.made.len() as u64)
     );
-    let all = |of: fn(&Outcome) -> &[Duration]| outcomes.iter().flat_map(of).copied().collect::<Vec<_>>();
+    let all = |of: fn(&Outcome) -> &[Recovery], compound: bool| -> Vec<Duration> {
+        let of_kind = outcomes.iter().flat_map(of).filter(|time| time.compound == compound);
+        of_kind.map(|time| time.took).collect()
+    };
     let rows = [
-        ("worker killed, tasks granted again", all(|outcome| &outcome.regrants)),
-        ("owner killed, job loaded by another", all(|outcome| &outcome.takeovers)),
+        ("worker killed, tasks granted again", all(|outcome| &outcome.regrants, false)),
+        ("  * with a coordinator or etcd", all(|outcome| &outcome.regrants, true)),
+        ("owner killed, job loaded by another", all(|outcome| &outcome.takeovers, false)),
+        ("  * with another trouble or etcd's", all(|outcome| &outcome.takeovers, true)),
         ("export", outcomes.iter().map(|outcome| outcome.facts.took).collect()),
     ];
     for (name, mut values) in rows {

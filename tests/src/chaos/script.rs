@@ -140,7 +140,7 @@ impl Script {
     /// At least one kill of a worker, of a coordinator and of the leader of etcd (or a pause of it), and now and then more.
     pub fn draw(random: &mut Random, leases: Leases) -> Script {
         let etcd = if random.below(2) == 0 { Trouble::KillEtcdLeader } else { Trouble::PauseEtcdLeader };
-        let must = [Trouble::KillWorker, Trouble::KillCoordinator { owner: random.below(4) > 0 }, etcd];
+        let must = [Trouble::KillWorker, Trouble::KillCoordinator { owner: true }, etcd];
         let mut steps: Vec<Step> = must.iter().map(|trouble| step(*trouble, true, random, leases)).collect();
         let percent = 10 + random.below(30);
         // Of twelve runs, so many have it.
@@ -148,6 +148,7 @@ impl Script {
             (Trouble::KillWorker, 4),
             (Trouble::PauseWorker, 4),
             (Trouble::TerminateWorker, 2),
+            (Trouble::KillCoordinator { owner: false }, 3),
             (Trouble::PauseOwner, 3),
             (Trouble::CutOwnerFromEtcd, 3),
             (Trouble::KillGateway, 4),

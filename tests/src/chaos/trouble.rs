@@ -73,15 +73,15 @@ impl<'a> Maker<'a> {
         let mut due = Instant::now();
         for step in &script.steps {
             due = due.max(Instant::now()) + step.after;
-            if !self.wait_for_work(step, due).await? {
+            let Some(busy) = self.wait_for_work(step, due).await? else {
                 ensure!(!step.must, "the job was over before '{}': too small a population", step.trouble);
                 continue;
-            }
+            };
             if self.made.is_empty() {
                 // Who does not own a job that is over no longer knows its tasks.
                 self.tasks = self.cluster.only_job()?["tasks"].as_u64().unwrap_or(0);
             }
-            let cure = self.make(step.trouble).await.with_context(|| step.trouble.to_string())?;
+            let cure = self.make(step.trouble, busy).await.with_context(|| step.trouble.to_string())?;
             self.repairs.push(Repair { due: Instant::now() + step.lasts, area: step.trouble.area(), cure });
             self.repairs.push(Repair {
                 due: Instant::now() + step.lasts + REST,
@@ -99,15 +99,21 @@ impl<'a> Maker<'a> {
         Ok((std::mem::take(&mut self.made), self.tasks))
     }
 
-    /// Waits until a step may come: its time, its area whole again, attempts running. False when the job is over.
-    async fn wait_for_work(&mut self, step: &Step, due: Instant) -> Result<bool> {
+    /// Waits until a step may come: its time, its area whole again, attempts running. The number of a worker that holds
+    /// one of them; nothing when the job is over.
+    async fn wait_for_work(&mut self, step: &Step, due: Instant) -> Result<Option<usize>> {
         loop {
             self.repair()?;
             let is_whole = !self.repairs.iter().any(|repair| repair.area == step.trouble.area());
             if is_whole && Instant::now() >= due {
                 match self.cluster.work().await {
-                    Work::Running => return Ok(true),
-                    Work::Over => return Ok(false),
+                    Work::Running => {
+                        let first = self.any(Kind::Worker);
+                        if let Some(busy) = self.cluster.busy_worker(first).await {
+                            return Ok(Some(busy));
+                        }
+                    }
+                    Work::Over => return Ok(None),
                     Work::Waiting | Work::Unknown => {}
                 }
             }
@@ -159,13 +165,13 @@ impl<'a> Maker<'a> {
         self.backends.objects.proxy().map(change).context("no proxy before the object store")
     }
 
-    async fn make(&mut self, trouble: Trouble) -> Result<Cure> {
+    /// Makes a trouble; where it is a worker's, of the one that is busy.
+    async fn make(&mut self, trouble: Trouble, busy: usize) -> Result<Cure> {
         let (at, mut worker) = (Timestamp::now(), None);
         let cure = match trouble {
             Trouble::KillWorker => {
-                let number = self.any(Kind::Worker);
-                worker = Some(self.cluster.worker_id(number));
-                self.kill(Kind::Worker, Some(number))
+                worker = Some(self.cluster.worker_id(busy));
+                self.kill(Kind::Worker, Some(busy))
             }
             Trouble::KillGateway => self.kill(Kind::Gateway, None),
             Trouble::KillCoordinator { owner: true } => {
@@ -176,15 +182,12 @@ impl<'a> Maker<'a> {
                 let other = (self.owner()? + 1) % self.cluster.coordinators.len();
                 self.kill(Kind::Coordinator, Some(other))
             }
-            Trouble::PauseWorker => {
-                let number = self.any(Kind::Worker);
-                self.pause(Kind::Worker, number)
-            }
+            Trouble::PauseWorker => self.pause(Kind::Worker, busy),
             Trouble::PauseOwner => {
                 let owner = self.owner()?;
                 self.pause(Kind::Coordinator, owner)
             }
-            Trouble::TerminateWorker => self.terminate().await,
+            Trouble::TerminateWorker => self.terminate(busy).await,
             Trouble::KillEtcdLeader => {
                 let leader = self.backends.etcd.leader().await?;
                 self.backends.etcd.kill9(leader)?;
@@ -224,8 +227,7 @@ impl<'a> Maker<'a> {
     }
 
     /// An orderly end hands back what the worker holds; it must come in time whatever else is in trouble.
-    async fn terminate(&mut self) -> Result<Cure> {
-        let number = self.any(Kind::Worker);
+    async fn terminate(&mut self, number: usize) -> Result<Cure> {
         let (status, _) = self.cluster.role_mut(Kind::Worker, number)?.daemon.terminate(ORDERLY_END).await?;
         ensure!(status.success(), "the worker ended with {status}");
         Ok(Cure::Start(Kind::Worker, number))

@@ -9,6 +9,7 @@ pub mod events;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -81,8 +82,15 @@ impl Plan {
 
 /// A page of the operators' server; nothing while nobody answers.
 async fn page_of(url: &str) -> Option<String> {
-    let answer = reqwest::Client::new().get(url).timeout(LOOK_TIME).send().await.ok()?;
+    static CLIENT: LazyLock<reqwest::Client> = LazyLock::new(reqwest::Client::new);
+    let answer = CLIENT.get(url).timeout(LOOK_TIME).send().await.ok()?;
     answer.error_for_status().ok()?.text().await.ok()
+}
+
+/// The value of a line of a page of metrics, 0 where there is none. The name comes with its labels and a space.
+fn sample(page: &str, name: &str) -> f64 {
+    let of_line = |line: &str| line.strip_prefix(name)?.trim().parse::<f64>().ok();
+    page.lines().find_map(of_line).unwrap_or(0.0)
 }
 
 /// A guarded command for a program that runs on one core only.
@@ -333,10 +341,7 @@ impl Cluster {
         let mut work = Work::Unknown;
         for coordinator in &self.coordinators {
             let Some(page) = page_of(&format!("{}/metrics", coordinator.admin())).await else { continue };
-            let value = |name: &str| {
-                let of_line = |line: &str| line.strip_prefix(name)?.trim().parse::<f64>().ok();
-                page.lines().find_map(of_line).unwrap_or(0.0)
-            };
+            let value = |name: &str| sample(&page, name);
             let is_any = |states: &[&str]| {
                 states.iter().any(|state| value(&format!("flatbed_jobs{{state=\"{state}\"}} ")) > 0.0)
             };
@@ -352,6 +357,22 @@ impl Cluster {
             }
         }
         work
+    }
+
+    /// A worker that has an attempt in hand by its own metrics, looked for from this number on.
+    pub async fn busy_worker(&self, first: usize) -> Option<usize> {
+        for turn in 0..self.workers.len() {
+            let number = (first + turn) % self.workers.len();
+            let role = &self.workers[number];
+            if role.daemon.is_paused() {
+                continue;
+            }
+            let Some(page) = page_of(&format!("{}/metrics", role.admin())).await else { continue };
+            if sample(&page, "flatbed_worker_slots_busy ") > 0.0 {
+                return Some(number);
+            }
+        }
+        None
     }
 
     /// What a worker was called in its present life, or in its last.

@@ -42,6 +42,7 @@ fn read_all(snapshot: &dyn Snapshot, deflated: bool, references: bool) -> Outcom
             select: Select::All,
             window: Window::default(),
             references,
+            shape: None,
             deflated,
         })?;
         while let Some(piece) = reader.next()? {

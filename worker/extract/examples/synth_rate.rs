@@ -29,6 +29,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             select: Select::All,
             window: Window::default(),
             references: true,
+            shape: None,
             deflated: false,
         })?;
         let (mut bytes, mut rows, mut first) = (0, 0, None);

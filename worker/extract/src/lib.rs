@@ -17,6 +17,7 @@ pub mod piece;
 pub mod roster;
 pub mod segment;
 pub mod select;
+pub mod shape;
 pub mod sort;
 pub mod source;
 pub mod synthetic;

@@ -9,6 +9,7 @@ use flatbed_types::{ErrorCode, Instant, KeyRange, Lane, Position, ResourceType};
 
 use crate::keylist::KeyList;
 use crate::piece::Piece;
+use crate::shape::Shape;
 
 /// Why a source could not do what it was asked. The message is for people: it names options, files and line
 /// numbers where that helps, never resource content.
@@ -205,6 +206,8 @@ pub struct Scan {
     pub window: Window,
     /// Whether pieces carry the keys of supporting resources that their rows refer to.
     pub references: bool,
+    /// What becomes of the rows; `None` for rows as they are.
+    pub shape: Option<Arc<Shape>>,
     /// Whether `Body::Deflated` may be given where it costs nothing.
     pub deflated: bool,
 }

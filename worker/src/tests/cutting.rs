@@ -29,7 +29,7 @@ fn lake(folder: &std::path::Path) -> Arc<dyn Source> {
 }
 
 /// A source whose readers wait before some pieces until they are told to go on.
-mod stepped {
+pub(super) mod stepped {
     use std::sync::mpsc::{Receiver, Sender, channel};
 
     use flatbed_extract::Piece;
@@ -41,7 +41,7 @@ mod stepped {
 
     /// Lets readers go on by so many pieces.
     #[derive(Clone)]
-    pub(super) struct Steps(Sender<()>);
+    pub(in crate::tests) struct Steps(Sender<()>);
 
     impl Steps {
         pub fn go(&self, pieces: usize) {
@@ -51,12 +51,12 @@ mod stepped {
         }
     }
 
-    pub(super) struct Stepped {
+    pub(in crate::tests) struct Stepped {
         inner: Arc<dyn Source>,
         steps: Arc<Mutex<Receiver<()>>>,
     }
 
-    pub(super) fn stepped(inner: Arc<dyn Source>) -> (Arc<dyn Source>, Steps) {
+    pub(in crate::tests) fn stepped(inner: Arc<dyn Source>) -> (Arc<dyn Source>, Steps) {
         let (sender, steps) = channel();
         (Arc::new(Stepped { inner, steps: Arc::new(Mutex::new(steps)) }), Steps(sender))
     }

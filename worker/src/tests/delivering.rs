@@ -22,7 +22,7 @@ fn request() -> CommitRequest {
     CommitRequest { job: u128_bytes(JOB), token: 99, commit: Some(commit.to_wire()) }
 }
 
-fn not_owner(owner: &str) -> CommitResponse {
+pub(super) fn not_owner(owner: &str) -> CommitResponse {
     CommitResponse { owner: owner.to_owned(), ..verdict(CommitVerdict::NotOwner) }
 }
 

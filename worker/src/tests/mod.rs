@@ -2,10 +2,11 @@
 
 mod cutting;
 mod delivering;
+mod draining;
 mod merging;
 mod sessions;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -51,6 +52,18 @@ pub(super) enum Event {
 
 type Answers = Box<dyn FnMut(&wire::CommitRequest) -> wire::CommitResponse + Send>;
 
+/// What a coordinator answers to heartbeats.
+#[derive(Default)]
+struct Standing {
+    /// Attempts that it was told are over: it does not know them any more.
+    over: BTreeSet<u64>,
+    /// Another owns the jobs: it says nothing about attempts.
+    is_stranger: bool,
+    /// Attempts that it holds, in flight ones among them.
+    held: u32,
+    is_mute: bool,
+}
+
 /// A coordinator that says welcome, acknowledges heartbeats, and leaves all else to its test.
 struct Fake {
     name: String,
@@ -58,7 +71,36 @@ struct Fake {
     events: mpsc::UnboundedSender<(String, Event)>,
     session: Mutex<Option<mpsc::Sender<Result<wire::CoordinatorMessage, Status>>>>,
     answers: Mutex<Answers>,
+    standing: Mutex<Standing>,
+    /// Ends the present session.
+    cut: Mutex<CancellationToken>,
     dead: CancellationToken,
+}
+
+impl Fake {
+    /// The answer to what a worker says, if there is one.
+    fn hear(&self, message: &worker_message::Message) -> Option<coordinator_message::Message> {
+        let mut standing = self.standing.lock().unwrap();
+        match message {
+            worker_message::Message::Declined(declined) => drop(standing.over.insert(declined.attempt)),
+            worker_message::Message::Failed(failed) => drop(standing.over.insert(failed.attempt)),
+            worker_message::Message::Heartbeat(beat) if !standing.is_mute => {
+                let over = |run: &&wire::AttemptReport| standing.over.contains(&run.attempt);
+                let reports = beat.running.iter().filter(|_| !standing.is_stranger).filter(over);
+                let name = |run: &wire::AttemptReport| wire::AttemptName {
+                    job: run.job.clone(),
+                    attempt: run.attempt,
+                };
+                return Some(coordinator_message::Message::HeartbeatAck(wire::HeartbeatAck {
+                    number: beat.number,
+                    unknown_attempts: reports.map(name).collect(),
+                    attempts: standing.held,
+                }));
+            }
+            _ => {}
+        }
+        None
+    }
 }
 
 struct Served(Arc<Fake>);
@@ -71,6 +113,9 @@ impl Control for Served {
         &self,
         request: Request<Streaming<wire::WorkerMessage>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
+        if self.0.dead.is_cancelled() {
+            return Err(Status::unavailable("nobody is here"));
+        }
         let mut incoming = request.into_inner();
         let (sender, outgoing) = mpsc::channel(64);
         let fake = self.0.clone();
@@ -83,17 +128,18 @@ impl Control for Served {
         };
         let _ = sender.try_send(Ok(to_worker(coordinator_message::Message::Welcome(welcome))));
         *fake.session.lock().unwrap() = Some(sender.clone());
+        let cut = fake.dead.child_token();
+        *fake.cut.lock().unwrap() = cut.clone();
         tokio::spawn(async move {
             let next = async |incoming: &mut Streaming<wire::WorkerMessage>| {
                 tokio::select! {
                     received = incoming.message() => received.ok().flatten().and_then(|first| first.message),
-                    () = fake.dead.cancelled() => None,
+                    () = cut.cancelled() => None,
                 }
             };
             while let Some(message) = next(&mut incoming).await {
-                if let worker_message::Message::Heartbeat(beat) = &message {
-                    let ack = wire::HeartbeatAck { number: beat.number, unknown_attempts: Vec::new() };
-                    let _ = sender.try_send(Ok(to_worker(coordinator_message::Message::HeartbeatAck(ack))));
+                if let Some(answer) = fake.hear(&message) {
+                    let _ = sender.try_send(Ok(to_worker(answer)));
                 }
                 let _ = fake.events.send((fake.address.clone(), Event::Message(message)));
             }
@@ -187,6 +233,8 @@ impl World {
             events: self.sender.clone(),
             session: Mutex::default(),
             answers: Mutex::new(Box::new(|_| verdict(wire::CommitVerdict::Accepted))),
+            standing: Mutex::default(),
+            cut: Mutex::default(),
             dead: CancellationToken::new(),
         });
         let (line, dialled) = mpsc::channel(16);
@@ -206,6 +254,16 @@ impl World {
         let fake = self.fakes.remove(address).unwrap();
         *fake.session.lock().unwrap() = None;
         fake.dead.cancel();
+    }
+
+    /// The present session of this coordinator breaks.
+    fn cut(&self, address: &str) {
+        *self.fakes[address].session.lock().unwrap() = None;
+        self.fakes[address].cut.lock().unwrap().cancel();
+    }
+
+    fn stand(&self, address: &str, change: impl FnOnce(&mut Standing)) {
+        change(&mut self.fakes[address].standing.lock().unwrap());
     }
 
     pub fn coordinators(&self, seeds: &[&str]) -> Coordinators {
@@ -358,8 +416,9 @@ pub(super) fn extract_grant(
 /// All rows of a range.
 pub(super) fn rows(snapshot: &dyn Snapshot, lane: Lane, range: KeyRange) -> Vec<u8> {
     let (select, window) = (Select::All, Window::default());
-    let mut reader =
-        snapshot.read(Scan { lane, range, select, window, references: false, deflated: false }).unwrap();
+    let mut reader = snapshot
+        .read(Scan { lane, range, select, window, references: false, shape: None, deflated: false })
+        .unwrap();
     let mut text = Vec::new();
     while let Some(piece) = reader.next().unwrap() {
         let Body::Plain(bytes) = piece.body else { panic!("plain rows were asked for") };

@@ -7,7 +7,11 @@ use super::*;
 /// Pages of half a second: what is granted runs until it is told to end.
 const SLOW: &str = "synthetic:patients=100000,seed=2,latency=500ms";
 
-fn slow_grant(hello: &wire::Hello, source: &dyn Source, attempt: u64) -> coordinator_message::Message {
+pub(super) fn slow_grant(
+    hello: &wire::Hello,
+    source: &dyn Source,
+    attempt: u64,
+) -> coordinator_message::Message {
     extract_grant(hello, attempt, source, Lane::compartment(ResourceType::PATIENT), KeyRange::ALL)
 }
 
@@ -134,44 +138,4 @@ async fn a_dead_coordinator_costs_no_work_and_its_successor_gets_commits_and_fai
         .await;
     assert_eq!(failed, ("b".to_owned(), 2));
     worker.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_drain_commits_what_is_written_declines_what_comes_and_says_goodbye_to_all() {
-    let source = synthetic("synthetic:patients=100000,seed=2,latency=100ms");
-    let mut world = World::new(&[("a", "A"), ("b", "B")]);
-    let worker = world.worker(&["a", "b"], source.clone(), 2);
-    let hello = world.hello("a").await;
-    world.beat("b", |_| true).await;
-    // The coordinator is slow to answer, so that there is a moment between the drain and its end.
-    world.answer("a", |_| {
-        std::thread::sleep(Duration::from_millis(300));
-        verdict(wire::CommitVerdict::Accepted)
-    });
-    world.tell("a", slow_grant(&hello, &*source, 1)).await;
-    world.beat("a", |beat| beat.running.iter().any(|run| run.written.is_some_and(|v| v.rows > 0))).await;
-    let begun = std::time::Instant::now();
-    let stopping = tokio::spawn(worker.stop());
-    world.beat("b", |beat| beat.running.len() == 1 && beat.free_slots == 0).await;
-    world.tell("b", slow_grant(&hello, &*source, 2)).await;
-    let (mut declined, mut committed, mut goodbyes) = (false, None, Vec::new());
-    world
-        .until(|from, event| {
-            match event {
-                Event::Message(worker_message::Message::Declined(_)) => declined = from == "b",
-                Event::Message(worker_message::Message::Goodbye(_)) => goodbyes.push(from.to_owned()),
-                Event::Commit(request) => committed = Some(record(request)),
-                _ => {}
-            }
-            (goodbyes.len() == 2).then_some(())
-        })
-        .await;
-    stopping.await.unwrap();
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
-    assert!(declined);
-    let commit = committed.expect("a commit before the goodbyes");
-    assert!(commit.rows.written > 0 && commit.range.hi < Position::End);
-    let snapshot = synthetic("synthetic:patients=100000,seed=2").snapshot(&NoProgress).unwrap();
-    let expected = rows(&*snapshot, Lane::compartment(ResourceType::PATIENT), commit.range.clone());
-    assert!(world.text(&commit).await == expected);
 }

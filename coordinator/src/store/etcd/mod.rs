@@ -49,8 +49,9 @@ const PING_EVERY: Duration = Duration::from_secs(1);
 const PING_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often endpoints that do not answer are tried.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
-/// Keys of a page: at the usual 450 bytes, half a megabyte.
-const PAGE: i64 = 1_000;
+/// Keys of a page: at the usual 450 bytes, two megabytes. For each page etcd counts all keys that follow, so that small
+/// pages of a long range cost more than what they hold.
+const PAGE: i64 = 4_000;
 /// The largest answer taken: etcd bounds requests (1.5 MiB), not answers, and a page or a watch's catching up holds many.
 const MAX_ANSWER: usize = 256 * 1024 * 1024;
 /// etcd's own limit (`--max-txn-ops`), on conditions, writes and reads each.

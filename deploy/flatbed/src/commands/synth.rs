@@ -161,6 +161,7 @@ fn write_type(
             select: Select::All,
             window: Window::default(),
             references: false,
+            shape: None,
             deflated: false,
         };
         let mut reader = snapshot.read(scan).map_err(|error| anyhow!(error.message))?;

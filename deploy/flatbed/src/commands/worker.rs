@@ -83,7 +83,7 @@ pub async fn run(args: WorkerArgs) -> Result<(), Failure> {
     let options = WorkerOptions { id: id.clone(), slots, scratch, sort_budget: sources::SORT_BUDGET };
     let worker = Worker::start(coordinators.clone(), source.clone(), output.objects, options);
     let worker = worker.map_err(|error| anyhow!("cannot start the worker: {error}"))?;
-    let probe = WorkerProbe { source, coordinators, slots };
+    let probe = WorkerProbe { source, coordinators, slots, slots_busy: worker.slots_busy() };
     life.show(&args.admin, Arc::new(probe), None).await?;
     note(format_args!("worker       {id}, {slots} slots"));
 

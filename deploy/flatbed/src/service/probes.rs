@@ -9,6 +9,7 @@ use flatbed_chassis::metrics::{MetricKind, MetricsPage};
 use flatbed_coordinator::StatusHandle;
 use flatbed_proto::reach::Coordinators;
 use flatbed_types::job::{JobState, Volume};
+use flatbed_worker::SlotsBusy;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 use tonic::{Response, Status};
@@ -138,6 +139,8 @@ pub struct WorkerProbe {
     pub coordinators: Coordinators,
     /// Tasks at once.
     pub slots: u32,
+    /// How many of them run.
+    pub slots_busy: SlotsBusy,
 }
 
 #[async_trait]
@@ -154,6 +157,8 @@ impl Probe for WorkerProbe {
         ready_metric(page, self.ready().await.is_ok());
         page.metric("flatbed_worker_slots", MetricKind::Gauge, "Tasks at once.")
             .sample(&[], u64::from(self.slots));
+        page.metric("flatbed_worker_slots_busy", MetricKind::Gauge, "Attempts that hold a slot now.")
+            .sample(&[], self.slots_busy.now() as u64);
         page.metric("flatbed_source_prepared", MetricKind::Gauge, "Whether the source is ready for exports.")
             .sample(&[], u64::from(self.source.is_prepared()));
         known_coordinators(page, &self.coordinators);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use flatbed_types::caps::DEFLATE_SEGMENT;
 use flatbed_types::position::patient_of;
-use flatbed_types::{Position, Section};
+use flatbed_types::{Instant, Position, Section};
 
 use super::directory::{Directory, Entry, REFERENCES, SEVERAL};
 use super::homes::{Homes, home_entry};
@@ -15,6 +15,7 @@ use super::lane_file::{Block, LaneFile};
 use crate::keylist::KeyList;
 use crate::piece::{Body, Piece, line_fingerprint};
 use crate::select::{Verdict, decide_compartment_row, in_window};
+use crate::shape::Shape;
 use crate::source::{RowReader, Scan, Select, SourceError};
 
 /// Blocks gone through without a row to give after which the place is told all the same.
@@ -73,6 +74,16 @@ struct Assembly {
     next: Position,
 }
 
+/// What became of a row that was chosen.
+enum Taken {
+    /// It is in the piece, or is being given out by itself.
+    Written,
+    /// It does not match the request's searches.
+    Filtered,
+    /// The piece has no room for it.
+    NoRoom,
+}
+
 /// How a step ended.
 enum Step {
     /// There is more to put together.
@@ -89,6 +100,21 @@ pub(super) fn read_error(error: &io::Error) -> SourceError {
         ));
     }
     SourceError::io("the lake's index could not be read", error)
+}
+
+impl Assembly {
+    /// Adds a row, without its line end, in the form that the shape gives it.
+    fn add_shaped(&mut self, shape: &Shape, row: &[u8], changed: Instant) -> io::Result<Taken> {
+        if !shape.wants(row, changed)? {
+            return Ok(Taken::Filtered);
+        }
+        let start = self.bytes.len();
+        shape.write(row, &mut self.bytes)?;
+        self.fingerprint = self.fingerprint.wrapping_add(line_fingerprint(&self.bytes[start..]));
+        self.bytes.push(b'\n');
+        self.rows += 1;
+        Ok(Taken::Written)
+    }
 }
 
 impl LaneReader {
@@ -200,7 +226,8 @@ impl LaneReader {
         let window = &self.scan.window;
         let in_time = window.contains(block.first_changed) && window.contains(block.last_changed);
         let needs_directory = self.scan.references && block.flags & REFERENCES != 0;
-        if all && inside && in_time && !needs_directory && !block.is_long() {
+        let as_stored = self.scan.shape.is_none();
+        if all && inside && in_time && !needs_directory && as_stored && !block.is_long() {
             let whole = Whole { block: index, filtered: 0, withheld: 0, references: Vec::new() };
             self.current = Some(Current::Whole(whole));
             return Ok(Step::On);
@@ -240,7 +267,7 @@ impl LaneReader {
         let start = entries.partition_point(|entry| !range.lo.admits(directory.key(entry)));
         let end = entries.partition_point(|entry| !range.hi.admits(directory.key(entry)));
         let mut verdicts = vec![Verdict::Elsewhere; start];
-        let mut as_it_is = inside && block.homes > 0 && !block.is_long();
+        let mut as_it_is = inside && block.homes > 0 && self.scan.shape.is_none() && !block.is_long();
         for entry in &entries[start..end] {
             let verdict = self.decide(lane, &directory, entry)?;
             as_it_is &= (verdict == Verdict::Emit) != entry.is_link();
@@ -345,21 +372,25 @@ impl LaneReader {
                     let taken = if entry.is_link() {
                         self.take_link(&lane, &directory, entry)?
                     } else if lane.blocks[block].is_long() {
-                        self.take_long(block, key)
+                        self.take_long(&lane, block, key, entry)?
                     } else {
                         if plain.is_none() {
                             plain = Some(lane.plain(&lane.blocks[block])?);
                         }
                         self.take_row(plain.as_deref().unwrap_or_default(), entry)?
                     };
-                    if !taken {
-                        self.current = Some(Current::Rows { block, directory, at, verdicts, plain });
-                        return Ok(Step::Give);
-                    }
-                    if !entry.is_link() {
-                        let mut references = std::mem::take(&mut self.out.references);
-                        self.refer(&directory, entry, &mut references)?;
-                        self.out.references = references;
+                    match taken {
+                        Taken::NoRoom => {
+                            self.current = Some(Current::Rows { block, directory, at, verdicts, plain });
+                            return Ok(Step::Give);
+                        }
+                        Taken::Filtered => self.out.filtered += 1,
+                        Taken::Written if entry.is_link() => {}
+                        Taken::Written => {
+                            let mut references = std::mem::take(&mut self.out.references);
+                            self.refer(&directory, entry, &mut references)?;
+                            self.out.references = references;
+                        }
                     }
                 }
             }
@@ -376,31 +407,34 @@ impl LaneReader {
         Ok(Step::On)
     }
 
-    /// Adds a row to the piece; false where there is no room for it.
-    fn take_row(&mut self, plain: &[u8], entry: &Entry) -> io::Result<bool> {
+    /// Adds a row to the piece, in the form that the scan gives it.
+    fn take_row(&mut self, plain: &[u8], entry: &Entry) -> io::Result<Taken> {
         let out = &mut self.out;
         let line = plain.get(entry.span()).ok_or(io::ErrorKind::InvalidData)?;
         if !out.bytes.is_empty() && out.bytes.len() + line.len() > DEFLATE_SEGMENT {
-            return Ok(false);
+            return Ok(Taken::NoRoom);
         }
-        out.bytes.extend_from_slice(line);
-        out.rows += 1;
-        out.fingerprint = out.fingerprint.wrapping_add(line_fingerprint(&line[..line.len() - 1]));
-        Ok(true)
+        let Some(shape) = &self.scan.shape else {
+            out.bytes.extend_from_slice(line);
+            out.rows += 1;
+            out.fingerprint = out.fingerprint.wrapping_add(line_fingerprint(&line[..line.len() - 1]));
+            return Ok(Taken::Written);
+        };
+        out.add_shaped(shape, &line[..line.len() - 1], entry.changed)
     }
 
     /// The same for a row that stands under another patient.
-    fn take_link(&mut self, lane: &LaneFile, directory: &Directory, entry: &Entry) -> io::Result<bool> {
+    fn take_link(&mut self, lane: &LaneFile, directory: &Directory, entry: &Entry) -> io::Result<Taken> {
         let home = home_key(directory, entry);
         let (block, home_directory) = self.homes.directory(lane, &home)?;
         let home = home_entry(&home_directory, &home)?;
         let taken = if lane.blocks[block].is_long() {
-            self.take_long(block, directory.key(entry))
+            self.take_long(lane, block, directory.key(entry), home)?
         } else {
             let plain = self.homes.plain(lane, block)?;
             self.take_row(&plain, home)?
         };
-        if taken {
+        if matches!(taken, Taken::Written) {
             let mut references = std::mem::take(&mut self.out.references);
             self.refer(&home_directory, home, &mut references)?;
             self.out.references = references;
@@ -408,13 +442,25 @@ impl LaneReader {
         Ok(taken)
     }
 
-    /// Starts to give out a row of several runs; false where others must be given out before.
-    fn take_long(&mut self, block: usize, key: &[u8]) -> bool {
+    /// Takes a row of several runs, which stands in a block of its own; `key` is where it is given out. As it is, it
+    /// goes out run by run; where its form changes, it has to be in memory.
+    fn take_long(&mut self, lane: &LaneFile, block: usize, key: &[u8], entry: &Entry) -> io::Result<Taken> {
         if self.out.rows > 0 {
-            return false;
+            return Ok(Taken::NoRoom);
+        }
+        if let Some(shape) = self.scan.shape.clone() {
+            let _one_at_a_time = shape.long_row();
+            let plain = lane.plain(&lane.blocks[block])?;
+            let row = plain.strip_suffix(b"\n").unwrap_or(&plain);
+            if !shape.wants(row, entry.changed)? {
+                return Ok(Taken::Filtered);
+            }
+            if shape.reduces() {
+                return self.out.add_shaped(&shape, row, entry.changed);
+            }
         }
         self.long = Some(LongRow { block, run: 0, next: Position::after(key) });
-        true
+        Ok(Taken::Written)
     }
 
     /// The next run of a long row. The output cannot be sealed before the last one.

@@ -97,6 +97,7 @@ pub(super) fn scan(lane: Lane) -> Scan {
         select: Select::All,
         window: Window::default(),
         references: false,
+        shape: None,
         deflated: false,
     }
 }

@@ -11,10 +11,12 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::hash::{Draw, Purpose};
 use super::population::{Kind, Population};
+use super::reader::defect;
 use super::row::{RowWriter, id};
 use crate::keylist::KeyList;
-use crate::piece::{Body, Piece};
+use crate::piece::{Body, Piece, line_fingerprint};
 use crate::select::{Verdict, in_window};
+use crate::shape::Shape;
 use crate::source::{GroupMember, RowReader, Scan, SourceError, Window, supporting_key};
 
 /// A piece ends when less than this is left of it: no member is as long.
@@ -244,6 +246,7 @@ struct OpenLine {
 /// Reads the lane of Groups.
 pub struct GroupReader {
     row: RowWriter,
+    shape: Option<Arc<Shape>>,
     keys: Option<Arc<KeyList>>,
     window: Window,
     hi: Position,
@@ -262,6 +265,7 @@ impl GroupReader {
         let place = |at: &Position| GROUPS.iter().filter(|group| !at.admits(group.id.as_bytes())).count();
         GroupReader {
             row: RowWriter::new(population, scan.references),
+            shape: scan.shape,
             keys,
             window: scan.window,
             at: place(&scan.range.lo),
@@ -314,6 +318,28 @@ impl GroupReader {
         Ok(())
     }
 
+    /// Puts a line together whole, and gives it the form that the scan asks for.
+    fn shaped(&mut self, shape: &Shape, line: OpenLine) -> Result<(), SourceError> {
+        let _one_at_a_time = shape.long_row();
+        let OpenLine { roster, from, mut has_members, .. } = line;
+        for member in roster {
+            put_member(&mut self.row, member, !has_members);
+            has_members = true;
+        }
+        self.row.s(if has_members { "]}" } else { "}" });
+        let row = self.row.out.split_off(from);
+        let changed = self.row.population.group_stamp(self.at as u64 - 1).instant();
+        if !shape.wants(&row, changed).map_err(|error| defect(&error))? {
+            self.filtered += 1;
+            return Ok(());
+        }
+        shape.write(&row, &mut self.row.out).map_err(|error| defect(&error))?;
+        self.fingerprint = self.fingerprint.wrapping_add(line_fingerprint(&self.row.out[from..]));
+        self.row.out.push(b'\n');
+        self.rows += 1;
+        Ok(())
+    }
+
     /// Goes on with a line until it ends (then it is gone) or the piece is full.
     fn go_on(&mut self, mut line: OpenLine) {
         while !self.is_full() {
@@ -342,7 +368,10 @@ impl RowReader for GroupReader {
         }
         loop {
             if let Some(line) = self.line.take() {
-                self.go_on(line);
+                match self.shape.clone() {
+                    Some(shape) => self.shaped(&shape, line)?,
+                    None => self.go_on(line),
+                }
                 if self.line.is_some() {
                     return Ok(Some(self.piece(None)));
                 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use flatbed_types::{Position, caps};
+use flatbed_types::{Instant, Position, caps};
 
 use super::cursor::{Place, lower_bound, ordinal_lower_bound};
 use super::hash::{Draw, Purpose};
@@ -15,6 +15,7 @@ use super::{clinical, financial, member, standing};
 use crate::keylist::KeyList;
 use crate::piece::{Body, Piece, line_fingerprint};
 use crate::select::{Verdict, decide_compartment_row, in_window};
+use crate::shape::Shape;
 use crate::source::{RowReader, Scan, Select, SourceError, Window, supporting_key};
 
 /// Patients, or standalone rows, of one page: the unit of the simulated latency.
@@ -85,6 +86,7 @@ struct Tally {
 /// What both readers share: the buffer, the counts, the pauses.
 struct Assembly {
     row: RowWriter,
+    shape: Option<Arc<Shape>>,
     tally: Tally,
     latency: Duration,
     left_of_page: u64,
@@ -92,11 +94,17 @@ struct Assembly {
     paused: Duration,
 }
 
+/// A row of ours that is not JSON.
+pub(super) fn defect(error: &std::io::Error) -> SourceError {
+    SourceError::failed(format!("a generated resource cannot be read: {error}; this is a defect"))
+}
+
 impl Assembly {
-    fn new(population: Population, references: bool, latency: Duration) -> Assembly {
-        let mut row = RowWriter::new(population, references);
+    fn new(population: Population, scan: &Scan, latency: Duration) -> Assembly {
+        let mut row = RowWriter::new(population, scan.references);
         row.take(caps::DEFLATE_SEGMENT);
-        Assembly { row, tally: Tally::default(), latency, left_of_page: 0, paused: Duration::ZERO }
+        let shape = scan.shape.clone();
+        Assembly { row, shape, tally: Tally::default(), latency, left_of_page: 0, paused: Duration::ZERO }
     }
 
     fn is_full(&self) -> bool {
@@ -120,13 +128,26 @@ impl Assembly {
         self.left_of_page -= 1;
     }
 
-    fn write(&mut self, write: impl FnOnce(&mut RowWriter)) {
+    /// Adds a row, unless the request's searches leave it out.
+    fn write(&mut self, changed: Instant, write: impl FnOnce(&mut RowWriter)) -> Result<(), SourceError> {
         let start = self.row.out.len();
+        let references = self.row.references_noted();
         write(&mut self.row);
+        if let Some(shape) = &self.shape {
+            let row = self.row.out.split_off(start);
+            let wanted = shape.wants(&row, changed).map_err(|error| defect(&error))?;
+            if !wanted {
+                self.row.forget_references(references);
+                self.tally.filtered += 1;
+                return Ok(());
+            }
+            shape.write(&row, &mut self.row.out).map_err(|error| defect(&error))?;
+        }
         self.tally.fingerprint =
             self.tally.fingerprint.wrapping_add(line_fingerprint(&self.row.out[start..]));
         self.tally.rows += 1;
         self.row.out.push(b'\n');
+        Ok(())
     }
 
     fn piece(&mut self, next: Position) -> Piece {
@@ -164,10 +185,10 @@ impl CompartmentReader {
             kind,
             at: lower_bound(&population, kind, &scan.range.lo),
             end: lower_bound(&population, kind, &scan.range.hi),
+            assembly: Assembly::new(population, &scan, latency),
             select: scan.select,
             window: scan.window,
             hi: scan.range.hi,
-            assembly: Assembly::new(population, scan.references, latency),
             finished: false,
         }
     }
@@ -230,7 +251,10 @@ impl CompartmentReader {
                 other => other,
             };
             match verdict {
-                Verdict::Emit => self.assembly.write(|row| write_row(row, subject, kind, index)),
+                Verdict::Emit => {
+                    let changed = population.stamp(kind, owner, index).instant();
+                    self.assembly.write(changed, |row| write_row(row, subject, kind, index))?;
+                }
                 Verdict::Filtered => self.assembly.tally.filtered += 1,
                 Verdict::Withheld => self.assembly.tally.withheld += 1,
                 Verdict::Elsewhere => {}
@@ -306,9 +330,9 @@ impl StandaloneReader {
             keys,
             at: ordinal_lower_bound(&population, kind, &scan.range.lo),
             end: ordinal_lower_bound(&population, kind, &scan.range.hi),
+            assembly: Assembly::new(population, &scan, latency),
             window: scan.window,
             hi: scan.range.hi,
-            assembly: Assembly::new(population, scan.references, latency),
             finished: false,
         }
     }
@@ -359,8 +383,9 @@ impl RowReader for StandaloneReader {
             if !population.stands(kind, ordinal) {
                 continue;
             }
-            match in_window(&self.window, population.stamp(kind, ordinal, 0).instant()) {
-                Verdict::Emit => self.assembly.write(|row| write_standing(row, kind, ordinal)),
+            let changed = population.stamp(kind, ordinal, 0).instant();
+            match in_window(&self.window, changed) {
+                Verdict::Emit => self.assembly.write(changed, |row| write_standing(row, kind, ordinal))?,
                 _ => self.assembly.tally.filtered += 1,
             }
         }

@@ -123,6 +123,22 @@ impl RowWriter {
         RowWriter { population, out: Vec::new(), note: Vec::new(), references }
     }
 
+    /// How many references have been noted since the last take.
+    pub fn references_noted(&self) -> usize {
+        self.references.as_ref().map_or(0, |references| references.keys.len())
+    }
+
+    /// Forgets all references but the first so many: their row is left out.
+    pub fn forget_references(&mut self, noted: usize) {
+        if let Some(references) = &mut self.references
+            && references.keys.len() > noted
+        {
+            references.keys.truncate(noted);
+            // What it keeps out may have been forgotten just now.
+            references.recent.fill(0);
+        }
+    }
+
     /// Takes what was written and the references collected, and starts again with room for `room` bytes.
     pub fn take(&mut self, room: usize) -> (Vec<u8>, Vec<Vec<u8>>) {
         let written = std::mem::replace(&mut self.out, Vec::with_capacity(room));

@@ -42,7 +42,15 @@ fn snapshot(address: &str) -> Arc<dyn Snapshot> {
 }
 
 fn scan(lane: Lane, range: KeyRange) -> Scan {
-    Scan { lane, range, select: Select::All, window: Window::default(), references: true, deflated: false }
+    Scan {
+        lane,
+        range,
+        select: Select::All,
+        window: Window::default(),
+        references: true,
+        shape: None,
+        deflated: false,
+    }
 }
 
 fn read(snapshot: &dyn Snapshot, scan: Scan) -> Read {

