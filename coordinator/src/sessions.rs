@@ -162,8 +162,10 @@ impl<S> Sessions<S> {
         lost
     }
 
-    /// The holder of an attempt that was loaded from the store: presumed alive for one lease, unless another
-    /// start of its worker is here. Answers whether it is lost.
+    /// The holder of an attempt that was loaded from the store: unless another start of its worker is here, presumed
+    /// alive for one lease, or, once this coordinator has been there for so long, for the while that a broken stream has:
+    /// workers keep a session with every coordinator, so that by then each that is alive has been heard. Answers whether it
+    /// is lost.
     pub fn adopt(&mut self, now: Millis, worker: &WorkerId, session: SessionId) -> bool {
         if self.by_id.contains_key(&session) {
             return false;
@@ -172,6 +174,8 @@ impl<S> Sessions<S> {
         if self.by_id.values().any(|known| known.worker == *worker && known.sender.is_some()) {
             return true;
         }
+        let is_settled = now >= self.lease;
+        let presumed = if is_settled { self.lease.min(caps::STREAM_GRACE_MILLIS) } else { self.lease };
         let absent = Session {
             worker: worker.clone(),
             source: String::new(),
@@ -187,7 +191,7 @@ impl<S> Sessions<S> {
             grants_received: 0,
             grants_sent: 0,
             offers: 0,
-            expires: now + self.lease,
+            expires: now + presumed,
             reports: BTreeMap::new(),
         };
         self.by_id.insert(session, absent);
@@ -275,6 +279,21 @@ mod tests {
         assert!(!sessions.adopt(now, &"wrk_a".parse().unwrap(), SessionId(1)));
         assert_eq!(sessions.greet(now, greeting("wrk_a", 2)), [SessionId(1)]);
         assert!(sessions.adopt(now, &"wrk_a".parse().unwrap(), SessionId(1)));
+    }
+
+    #[test]
+    fn a_holder_that_is_not_here_is_waited_for_longer_by_a_coordinator_that_has_just_started() {
+        let adopted = |now: Millis| {
+            let mut sessions: Sessions<()> = Sessions::new(20_000);
+            assert!(!sessions.adopt(now, &"wrk_a".parse().unwrap(), SessionId(1)));
+            sessions
+        };
+        let mut fresh = adopted(19_999);
+        assert_eq!(fresh.expired(19_999 + 19_999), []);
+        assert_eq!(fresh.expired(19_999 + 20_000), [SessionId(1)]);
+        let mut settled = adopted(20_000);
+        assert_eq!(settled.expired(20_000 + caps::STREAM_GRACE_MILLIS - 1), []);
+        assert_eq!(settled.expired(20_000 + caps::STREAM_GRACE_MILLIS), [SessionId(1)]);
     }
 
     #[test]

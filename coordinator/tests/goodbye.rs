@@ -1,4 +1,5 @@
 //! A worker that leaves is told what a coordinator still holds of it, and can hand it back.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

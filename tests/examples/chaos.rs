@@ -7,11 +7,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use flatbed_tests::chaos::report::Outcome;
+use flatbed_tests::chaos::trouble::TooShort;
 use flatbed_tests::chaos::{Population, Run, report, room_of};
 use flatbed_tests::cluster::Backends;
 
 /// Servers are new after so many runs: what deleted jobs leave behind in them takes room for a while.
 const RUNS_A_SERVER: usize = 25;
+/// How many times slower the source is where a job was over too soon.
+const SLOWER: u32 = 3;
 /// More failures than these are one failure.
 const MANY_FAILURES: usize = 3;
 /// The most coordinators that a run may have.
@@ -112,7 +115,12 @@ async fn run_lane(options: &Options, lane: u64, population: &Population, all: &P
             }
         };
         let room = room_of(all, "run", seed)?;
-        match (Run { seed, population, room: &room }).run(servers).await {
+        let run = |slower| Run { seed, population, slower, room: &room };
+        let mut outcome = run(1).run(servers).await;
+        if outcome.as_ref().is_err_and(|error| error.is::<TooShort>()) {
+            outcome = run(SLOWER).run(servers).await;
+        }
+        match outcome {
             Ok(outcome) => {
                 eprintln!("{:>4}/{} {outcome}", number + 1, options.runs);
                 found.outcomes.push(outcome);

@@ -26,7 +26,7 @@ use crate::process::{EXPORT_TIME, flatbed, run};
 use crate::random::Random;
 use report::{Facts, Outcome};
 use script::{Leases, Script};
-use trouble::Maker;
+use trouble::{Maker, TooShort};
 
 /// Shorter than the default, so that a pause can outlast it within a run.
 const LEASES: Leases = Leases { task: Duration::from_secs(10), owner: Duration::from_secs(5) };
@@ -57,8 +57,8 @@ impl Population {
         Ok(Population { patients, latency, store: Store::read(folder.path())? })
     }
 
-    fn source(&self) -> String {
-        let (seed, latency) = (Population::SEED, self.latency.as_millis());
+    fn source(&self, slower: u32) -> String {
+        let (seed, latency) = (Population::SEED, (self.latency * slower).as_millis());
         format!("synthetic:patients={},seed={seed},latency={latency}ms", self.patients)
     }
 }
@@ -69,6 +69,8 @@ pub struct Run<'a> {
     pub seed: u64,
     /// What is exported.
     pub population: &'a Population,
+    /// How many times slower than usual the source is.
+    pub slower: u32,
     /// Where its logs go.
     pub room: &'a Path,
 }
@@ -80,7 +82,8 @@ impl Run<'_> {
         let coordinators = 2 + random.below(2) as usize;
         let codec = ["gzip", "none", "zstd"][random.below(3) as usize];
         let workers_keep_names = random.below(2) == 0;
-        let own = Plan::of(&self.population.source(), &format!("run-{}", self.seed));
+        let name = format!("run-{}-{}", self.seed, self.slower);
+        let own = Plan::of(&self.population.source(self.slower), &name);
         let plan = Plan { coordinators, workers_keep_names, ..own };
         let (task, owner) = (seconds(LEASES.task), seconds(LEASES.owner));
         let plan = plan.coordinators_with(&[
@@ -100,7 +103,10 @@ impl Run<'_> {
         let outcome = self.export(&mut cluster, backends, level, random).await;
         // The next run needs whole servers, whatever became of this one.
         backends.heal().await?;
-        outcome.map_err(|error| cluster.explain(error))
+        match outcome {
+            Err(error) if !error.is::<TooShort>() => Err(cluster.explain(error)),
+            outcome => outcome,
+        }
     }
 
     async fn export(

@@ -1,5 +1,6 @@
 //! Plays a script on a cluster: makes each trouble when there is work to be lost, and repairs it in time.
 
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -21,6 +22,19 @@ const REGRANT: Duration = Duration::from_secs(8);
 const SLOW: Duration = Duration::from_millis(60);
 /// How long a process may take to end in order, as platforms have it.
 const ORDERLY_END: Duration = Duration::from_secs(30);
+
+/// The job was over before everything had happened that a run must have: it shows nothing, and is to be repeated over a
+/// slower source.
+#[derive(Debug)]
+pub struct TooShort(Trouble);
+
+impl fmt::Display for TooShort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the job was over before '{}'", self.0)
+    }
+}
+
+impl std::error::Error for TooShort {}
 
 /// A trouble that was made.
 #[derive(Debug, Clone)]
@@ -74,7 +88,9 @@ impl<'a> Maker<'a> {
         for step in &script.steps {
             due = due.max(Instant::now()) + step.after;
             let Some(busy) = self.wait_for_work(step, due).await? else {
-                ensure!(!step.must, "the job was over before '{}': too small a population", step.trouble);
+                if step.must {
+                    return Err(TooShort(step.trouble).into());
+                }
                 continue;
             };
             if self.made.is_empty() {
