@@ -8,6 +8,7 @@
 //!
 //! `FLATBED_TEST_SCALE=full` (what `tests/slow` sets) takes the largest plan instead of an eighth of it. The two seconds
 //! are those of a release build: `cargo nextest run --release -p flatbed-coordinator -E 'binary(etcd) and test(loading)'`.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
