@@ -24,6 +24,7 @@ pub mod store;
 use std::sync::Arc;
 
 use flatbed_coordinator_core::job::Settings;
+use flatbed_coordinator_core::page::PageRule;
 use flatbed_coordinator_core::plan::Sizing;
 use flatbed_coordinator_core::schedule::ScheduleSettings;
 use flatbed_proto::reach::Dial;
@@ -75,6 +76,8 @@ pub struct CoordinatorOptions {
     pub max_files: usize,
     /// Commits of a job in the store above which they are folded into an object.
     pub fold_commits: usize,
+    /// When a page of a manifest is due, where the client takes pages.
+    pub pages: PageRule,
     /// Who works on what, and when slots change hands.
     pub schedule: ScheduleSettings,
 }
@@ -95,6 +98,7 @@ impl Default for CoordinatorOptions {
             max_jobs: caps::DEFAULT_MAX_JOBS,
             max_files: caps::MAX_FILES,
             fold_commits: caps::FOLD_COMMITS,
+            pages: PageRule::default(),
             schedule: ScheduleSettings::default(),
         }
     }
@@ -108,6 +112,7 @@ impl CoordinatorOptions {
             retention_ms,
             max_files: self.max_files,
             fold_commits: self.fold_commits,
+            pages: self.pages,
         }
     }
 }

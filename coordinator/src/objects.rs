@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use flatbed_coordinator_core::job::missing_files;
 use flatbed_proto::convert::{Malformed, Wire, each, required};
 use flatbed_proto::wire::types as wire;
 use flatbed_types::job::{JobError, JobRecord, ObjectPointer};
@@ -19,6 +20,9 @@ use sha2::{Digest, Sha256};
 
 use crate::CoordinatorOptions;
 use crate::driver::Context;
+
+/// Objects that are looked for one by one instead of by a listing, which takes a request for each thousand of all.
+const FEW: usize = 16;
 
 /// What the names of a job's objects start with.
 pub(crate) fn root_of(options: &CoordinatorOptions, record: &JobRecord) -> String {
@@ -165,6 +169,22 @@ pub(crate) async fn write_manifest(
     write_named(context, manifest.to_wire().encode_to_vec(), |hash| layout::manifest_object(root, hash)).await
 }
 
+/// Writes a page of a manifest. Its files are looked for first: a page that names what is not there could not be taken
+/// back.
+pub(crate) async fn write_page(
+    context: &Context,
+    root: &str,
+    number: u32,
+    page: &Manifest,
+) -> Result<ObjectPointer, JobError> {
+    let named = page.entries.iter().map(|entry| (entry.key.clone(), entry.stored_bytes));
+    let missing = verify(context, root, named.collect()).await?;
+    if missing > 0 {
+        return Err(missing_files(missing));
+    }
+    write_named(context, page.to_wire().encode_to_vec(), |hash| layout::page_object(root, number, hash)).await
+}
+
 /// How many of these objects (key, size) are not in the store as they should be. One listing for all; what a
 /// listing lacks is asked for by name before it counts as missing.
 pub(crate) async fn verify(
@@ -173,7 +193,9 @@ pub(crate) async fn verify(
     expected: Vec<(String, u64)>,
 ) -> Result<u64, JobError> {
     let mut open: BTreeMap<String, u64> = expected.into_iter().collect();
-    for folder in ["d", "e"] {
+    // Few are asked for by name at once.
+    let folders = if open.len() > FEW { &["d", "e", "x"][..] } else { &[] };
+    for folder in folders {
         let mut listed = context.objects.list(Some(&Path::from(format!("{root}/{folder}"))));
         while let Some(found) = listed.next().await {
             let found = found.map_err(|error| storage_error("listing what was written", &error))?;
@@ -227,7 +249,7 @@ impl Orphans {
 /// Deletes orphans; how many.
 pub(crate) async fn sweep(context: &Context, root: &str, orphans: Arc<Orphans>) -> Result<usize, JobError> {
     let mut count = 0;
-    for folder in ["d", "e", "r"] {
+    for folder in ["d", "e", "x", "r"] {
         let orphans = orphans.clone();
         let prefix = Path::from(format!("{root}/{folder}"));
         let listed = context.objects.list(Some(&prefix)).map_ok(|meta| meta.location);

@@ -9,6 +9,7 @@ use flatbed_proto::wire::types as wire;
 use flatbed_proto::{Malformed, frame};
 use flatbed_types::job::{JobError, JobRecord, JobState, StopKind};
 use flatbed_types::layout::{self, MetaKeys};
+use flatbed_types::manifest::PageRecord;
 use flatbed_types::task::{CommitRecord, FoldRecord, MergePlan, Plan, TaskRecord};
 use flatbed_types::{ClientId, Epoch, Instant, JobId, TaskId, caps};
 use futures::future::OptionFuture;
@@ -116,12 +117,15 @@ fn writes(keys: &MetaKeys, job: JobId, client: &ClientId, op: &Op) -> Vec<Write>
             vec![Write::DeleteRange(keys.commit(job, *first), keys.commit(job, last.saturating_add(1)))]
         }
         Op::PutFold(number, record) => vec![Write::Put(keys.fold(job, *number), encode(record))],
+        Op::PutPage(number, record) => vec![Write::Put(keys.page(job, *number), encode(record))],
+        Op::DeletePages => vec![Write::DeletePrefix(keys.pages(job))],
         Op::DeleteMarker => vec![Write::Delete(keys.admitted(client, job))],
         Op::Release => vec![Write::Delete(keys.owner(job))],
         Op::DeleteJob => vec![
             Write::DeletePrefix(keys.tasks(job)),
             Write::DeletePrefix(keys.commits(job)),
             Write::DeletePrefix(keys.folds(job)),
+            Write::DeletePrefix(keys.pages(job)),
             Write::Delete(keys.owner(job)),
             Write::Delete(keys.admitted(client, job)),
             Write::Delete(keys.stop(job)),
@@ -334,6 +338,7 @@ async fn load(
     let (_, stored_tasks) = store.range(&keys.tasks(job), at).await?;
     let (_, stored_commits) = store.range(&keys.commits(job), at).await?;
     let (_, stored_folds) = store.range(&keys.folds(job), at).await?;
+    let (_, stored_pages) = store.range(&keys.pages(job), at).await?;
     spent.ranges = watch.lap();
     let (_, value) = record.into_iter().next().ok_or(Malformed("job record is missing"))?;
     let record: JobRecord = decode(&value)?;
@@ -341,6 +346,7 @@ async fn load(
     let tasks: BTreeMap<u32, TaskRecord> = numbered(stored_tasks, "task key")?;
     let mut commits: BTreeMap<u64, CommitRecord> = numbered(stored_commits, "commit key")?;
     let folds: BTreeMap<u32, FoldRecord> = numbered(stored_folds, "fold key")?;
+    let pages: BTreeMap<u32, PageRecord> = numbered(stored_pages, "page key")?;
     let tasks = tasks.into_iter().map(|(id, task)| (TaskId(id), task)).collect();
     spent.decode = watch.lap();
     let (mut plans, mut merges, mut broken) = (Vec::new(), None, None);
@@ -356,7 +362,7 @@ async fn load(
         }
     }
     spent.objects = watch.lap();
-    Ok((Stored { record, plans, tasks, merges, commits, folds, stop }, broken))
+    Ok((Stored { record, plans, tasks, merges, commits, folds, pages, stop }, broken))
 }
 
 /// Records by the number at the end of their keys.
@@ -433,14 +439,28 @@ pub(crate) struct Snapshot {
     pub stop: Option<StopKind>,
 }
 
-/// Reads a job from the store, linearizably; `None` when there is none.
-pub(crate) async fn snapshot(context: &Context, job: JobId) -> Result<Option<Snapshot>, ClaimError> {
+/// Reads a job from the store, linearizably, and says at which revision; `None` when there is none.
+pub(crate) async fn snapshot(
+    context: &Context,
+    job: JobId,
+) -> Result<Option<(Revision, Snapshot)>, ClaimError> {
     let keys = context.keys();
     let (revision, record) = context.store.range(&keys.job(job), None).await?;
     let Some((_, value)) = record.into_iter().next() else { return Ok(None) };
     let (_, stop) = context.store.range(&keys.stop(job), Some(revision)).await?;
     let stop = stop.into_iter().next().map(|(_, value)| stop_kind(&value)).transpose()?;
-    Ok(Some(Snapshot { record: decode(&value)?, stop }))
+    Ok(Some((revision, Snapshot { record: decode(&value)?, stop })))
+}
+
+/// A page of a job's manifest as it was at this revision; `None` when there was none.
+pub(crate) async fn page(
+    context: &Context,
+    job: JobId,
+    number: u32,
+    at: Revision,
+) -> Result<Option<PageRecord>, ClaimError> {
+    let (_, page) = context.store.range(&context.keys().page(job, number), Some(at)).await?;
+    Ok(page.into_iter().next().map(|(_, value)| decode(&value)).transpose()?)
 }
 
 /// Every job of the store, with its stop request.

@@ -8,12 +8,13 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use flatbed_proto::convert::{Wire, required, u128_bytes, u128_from};
+use flatbed_proto::convert::{Malformed, Wire, required, u128_bytes, u128_from};
 use flatbed_proto::reach::Coordinators;
 use flatbed_proto::status::code_of;
 use flatbed_proto::wire::job as wire;
 use flatbed_proto::wire::job::jobs_client::JobsClient;
-use flatbed_types::job::{JobRecord, Volume};
+use flatbed_types::job::{JobRecord, ObjectPointer, Volume};
+use flatbed_types::manifest::PageRecord;
 use flatbed_types::{ClientId, ErrorCode, ExportRequest, JobId, ResourceType, caps};
 use tokio::time::Instant;
 use tonic::transport::Channel;
@@ -52,6 +53,15 @@ pub(crate) struct JobView {
     pub retry_after: Duration,
     /// `committed` and `permille` say nothing: who knows them cannot be reached.
     pub progress_unknown: bool,
+}
+
+/// A page of a manifest that can be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PageView {
+    /// Where its files are listed.
+    pub object: ObjectPointer,
+    /// Whether no page follows it.
+    pub last: bool,
 }
 
 /// A kick-off as it is passed on.
@@ -120,6 +130,23 @@ impl Jobs {
         }
     }
 
+    /// A page of a job's manifest, by its number from 1; `None` when there is none yet or any more.
+    pub async fn page(&self, job: JobId, page: u32) -> Result<Option<PageView>, CallError> {
+        let message = wire::GetPageRequest { job: u128_bytes(job.0), page };
+        let answer = self.0.call(CALL, |channel| {
+            let message = message.clone();
+            async move { client(channel).get_page(message).await.map(Response::into_inner) }
+        });
+        match answer.await.map_err(|status| error_of(&status)) {
+            Ok(answer) => {
+                let page: PageRecord = required(answer.page, "page").map_err(unreadable)?;
+                Ok(Some(PageView { object: page.object, last: answer.last }))
+            }
+            Err(error) if error.code == ErrorCode::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Cancels or deletes a job.
     pub async fn stop(&self, job: JobId) -> Result<(), CallError> {
         let message = wire::StopJobRequest { job: u128_bytes(job.0) };
@@ -163,10 +190,12 @@ fn view(answer: wire::GetJobResponse) -> Result<JobView, CallError> {
             progress_unknown: job.progress_unknown,
         })
     };
-    checked().map_err(|malformed: flatbed_proto::Malformed| {
-        tracing::error!(%malformed, "the coordinator's answer cannot be read");
-        internal()
-    })
+    checked().map_err(unreadable)
+}
+
+fn unreadable(malformed: Malformed) -> CallError {
+    tracing::error!(%malformed, "the coordinator's answer cannot be read");
+    internal()
 }
 
 fn internal() -> CallError {

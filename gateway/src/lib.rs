@@ -5,8 +5,8 @@
 //! source, and keeps nothing but manifests, which never change (`decisions.md` 9).
 //!
 //! Read in this order: [`kickoff`] (what a client asks for), `negotiate` (what its headers ask for), `auth`
-//! (what it may), `hosts` (under which names), [`fhir`] (the JSON that answers), `jobs` and `delivery` (the coordinator and the files),
-//! `routes` (HTTP around all of them).
+//! (what it may), [`limits`] (how often), `hosts` (under which names), [`fhir`] (the JSON that answers), `openapi`
+//! (its description), `jobs` and `delivery` (the coordinator and the files), `routes` (HTTP around all of them).
 //!
 //! Invariants: every error is an OperationOutcome; every route asks `auth::decide`; neither logs nor error
 //! texts hold resource content, tokens or URLs of files.
@@ -17,16 +17,21 @@ pub mod fhir;
 mod hosts;
 mod jobs;
 pub mod kickoff;
+pub mod limits;
 mod negotiate;
+mod openapi;
 mod routes;
 
 use std::fmt;
 use std::sync::Arc;
 
 pub use hosts::{HostPolicy, InvalidPublicUrl, PublicUrl};
+pub use kickoff::Capabilities;
+pub use limits::{Limits, Pace};
 
 use flatbed_proto::reach::Coordinators;
 use flatbed_types::Instant;
+use flatbed_types::request::Dialect;
 use object_store::ObjectStore;
 use object_store::signer::Signer;
 
@@ -43,9 +48,42 @@ pub struct GatewayOptions {
     pub hosts: HostPolicy,
     /// Whether kick-offs may leave out `Accept` and `Prefer: respond-async` (`--lenient-headers`).
     pub lenient_headers: bool,
-    /// The manifest's `requiresAccessToken`. It only says so: this crate checks no tokens, every client is
-    /// `ClientId::open()`, so set it only where something in front of the gateway checks them.
-    pub require_token: bool,
+    /// The dialect of `$export` by POST (VN-02); by GET it is the legacy one, and `$export-v4` always that of 4.0.
+    pub post_dialect: Dialect,
+    /// What can be asked for.
+    pub capabilities: Capabilities,
+    /// How often clients may call.
+    pub limits: Limits,
+    /// Where clients get tokens, if they are needed: manifests and the capability statement say so. They only say
+    /// so: this crate checks no tokens, every client is `ClientId::open()`, so set it only where something in front of
+    /// the gateway checks them.
+    pub tokens: Option<TokenEndpoints>,
+}
+
+impl GatewayOptions {
+    /// The usual options of a gateway at this URL: without tokens, under its own name only, with the usual limits.
+    pub fn new(public_url: PublicUrl) -> Self {
+        GatewayOptions {
+            public_url,
+            hosts: HostPolicy::LocalOrPublic,
+            lenient_headers: false,
+            post_dialect: Dialect::Legacy,
+            capabilities: Capabilities::default(),
+            limits: Limits::default(),
+            tokens: None,
+        }
+    }
+}
+
+/// Where clients get tokens and deal with them: absolute URLs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenEndpoints {
+    /// Of tokens.
+    pub token: String,
+    /// Of dynamic registration.
+    pub register: Option<String>,
+    /// Of introspection.
+    pub introspect: Option<String>,
 }
 
 /// A gateway.

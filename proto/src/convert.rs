@@ -104,6 +104,7 @@ impl Wire for Lane {
         let section = match self.section {
             Section::Compartment => wire::Section::Compartment,
             Section::Standalone => wire::Section::Standalone,
+            Section::Organised => wire::Section::Organised,
         };
         wire::Lane { resource_type: self.resource_type.name().to_owned(), section: section.into() }
     }
@@ -111,6 +112,7 @@ impl Wire for Lane {
         let section = match message.section() {
             wire::Section::Compartment => Section::Compartment,
             wire::Section::Standalone => Section::Standalone,
+            wire::Section::Organised => Section::Organised,
             wire::Section::Unspecified => return Err(Malformed("lane.section")),
         };
         Ok(Lane { resource_type: type_from(&message.resource_type)?, section })
@@ -257,5 +259,105 @@ impl Wire for Remark {
     fn from_wire(message: wire::Remark) -> Result<Self, Malformed> {
         let location = Some(message.location).filter(|location| !location.is_empty());
         Ok(Remark { code: message.code, text: message.text, location })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flatbed_types::FhirId;
+    use proptest::prelude::*;
+
+    fn level() -> impl Strategy<Value = Level> {
+        let group = "[A-Za-z0-9.-]{1,64}".prop_map(|id| Level::Group(id.parse().unwrap()));
+        prop_oneof![Just(Level::System), Just(Level::Patient), group]
+    }
+
+    fn associated() -> impl Strategy<Value = Associated> {
+        prop_oneof![
+            Just(Associated::Unasked),
+            Just(Associated::LatestProvenance),
+            Just(Associated::RelevantProvenance)
+        ]
+    }
+
+    fn form() -> impl Strategy<Value = AnswerForm> {
+        (any::<bool>(), any::<bool>(), any::<bool>()).prop_map(|(v4, separate_status, partial_manifests)| {
+            let dialect = if v4 { Dialect::V4 } else { Dialect::Legacy };
+            AnswerForm { dialect, separate_status, partial_manifests }
+        })
+    }
+
+    fn remark() -> impl Strategy<Value = Remark> {
+        let location = proptest::option::of("http\\.[a-z]{1,9}");
+        ("[a-z-]{1,9}", ".{0,20}", location).prop_map(|(code, text, location)| Remark {
+            code,
+            text,
+            location,
+        })
+    }
+
+    prop_compose! {
+        fn request()(
+            level in level(),
+            types in prop::collection::btree_set(prop::sample::select(vec!["Patient", "Claim", "Group"]), 0..3),
+            since in prop::option::of(any::<i64>().prop_map(Instant::from_nanos)),
+            until in prop::option::of(any::<i64>().prop_map(Instant::from_nanos)),
+            patients in prop::collection::btree_set("[A-Za-z0-9.-]{1,9}", 0..3),
+            filters in prop::collection::vec("[A-Z][a-z]{3}\\?[a-z]{1,5}=.{0,5}", 0..3),
+            elements in prop::collection::btree_set("(Patient\\.)?[a-z][A-Za-z]{0,9}", 0..3),
+            associated in associated(),
+            by_patient in any::<bool>(),
+            min_file_bytes in prop::option::of(1_u64..),
+            max_file_bytes in prop::option::of(1_u64..),
+            form in form(),
+            remarks in prop::collection::vec(remark(), 0..3),
+        ) -> ExportRequest {
+            ExportRequest {
+                level,
+                types: types.iter().map(|name| name.parse().unwrap()).collect(),
+                since,
+                until,
+                patients: patients.iter().map(|id| id.parse::<FhirId>().unwrap()).collect(),
+                filters,
+                elements: elements.iter().map(|name| name.parse().unwrap()).collect(),
+                associated,
+                by_patient,
+                min_file_bytes,
+                max_file_bytes,
+                form,
+                remarks,
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn vn_05_a_request_comes_back_as_it_went(request in request()) {
+            prop_assert_eq!(ExportRequest::from_wire(request.to_wire()), Ok(request));
+        }
+    }
+
+    /// Records of jobs that were started before a field was known.
+    #[test]
+    fn what_is_missing_is_what_was_not_asked_for() {
+        let old = wire::ExportRequest { level: wire::Level::Patient.into(), ..Default::default() };
+        assert_eq!(ExportRequest::from_wire(old), Ok(ExportRequest::everything(Level::Patient)));
+    }
+
+    #[test]
+    fn what_no_kick_off_would_send_is_malformed() {
+        let good = ExportRequest::everything(Level::Patient).to_wire();
+        let text = |text: &str| vec![text.to_owned()];
+        let bad = [
+            wire::ExportRequest { level: 0, ..good.clone() },
+            wire::ExportRequest { level: wire::Level::Group.into(), ..good.clone() },
+            wire::ExportRequest { types: text("Nothing"), ..good.clone() },
+            wire::ExportRequest { patients: text("a b"), ..good.clone() },
+            wire::ExportRequest { elements: text("Patient.name.family"), ..good.clone() },
+        ];
+        for message in bad {
+            assert!(ExportRequest::from_wire(message.clone()).is_err(), "{message:?}");
+        }
     }
 }

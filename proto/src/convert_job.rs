@@ -1,7 +1,7 @@
 //! Strict conversions of the job record and the manifest.
 
 use flatbed_types::job::{JobError, JobRecord, JobState, StopKind};
-use flatbed_types::manifest::{Manifest, ManifestEntry};
+use flatbed_types::manifest::{Manifest, ManifestEntry, PageRecord};
 use flatbed_types::task::OutputKind;
 use flatbed_types::{Instant, JobId, Nonce};
 
@@ -80,6 +80,7 @@ impl Wire for JobRecord {
             expires: self.expires.map(Instant::nanos),
             error: self.error.as_ref().map(Wire::to_wire),
             swept: self.swept,
+            pages: self.pages,
         }
     }
     fn from_wire(message: wire::JobRecord) -> Result<Self, Malformed> {
@@ -105,6 +106,7 @@ impl Wire for JobRecord {
             expires: message.expires.map(Instant::from_nanos),
             error: optional(message.error)?,
             swept: message.swept,
+            pages: message.pages,
         })
     }
 }
@@ -190,6 +192,26 @@ impl Wire for Manifest {
             transaction_time: Instant::from_nanos(message.transaction_time),
             codec: Wire::from_wire(message.codec)?,
             entries: each(message.entries)?,
+        })
+    }
+}
+
+impl Wire for PageRecord {
+    type Message = wire::PageRecord;
+    fn to_wire(&self) -> wire::PageRecord {
+        let (object, files) = (Some(self.object.to_wire()), self.files);
+        wire::PageRecord { object, first: self.first, behind: self.behind, files }
+    }
+    fn from_wire(message: wire::PageRecord) -> Result<Self, Malformed> {
+        let (first, behind) = (message.first, message.behind);
+        if behind < first {
+            return Err(Malformed("page"));
+        }
+        Ok(PageRecord {
+            object: required(message.object, "page.object")?,
+            first,
+            behind,
+            files: message.files,
         })
     }
 }

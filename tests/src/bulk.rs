@@ -87,7 +87,10 @@ pub async fn download(client: &Client, manifest: &Value, into: &Path) -> Result<
                 "{url}: {:?}",
                 answer.headers()
             );
-            let name = format!("{}.{}.ndjson", item["type"].as_str().context("no type")?, number + 1);
+            // Files that are organised by a resource have no type.
+            let organized = section == "output" && manifest.get("outputOrganizedBy").is_some();
+            let kind = item["type"].as_str().or(organized.then_some("Resource")).context("no type")?;
+            let name = format!("{kind}.{}.ndjson", number + 1);
             std::fs::write(into.join(&name), answer.bytes().await?)?;
             item["url"] = Value::String(name);
         }

@@ -29,6 +29,8 @@ pub struct Export {
     pub counts: BTreeMap<String, u64>,
     /// How many `output` files there are.
     pub files: usize,
+    /// Where the output is organised by patient: the patients, each of whom has one block.
+    pub blocks: Option<BTreeSet<String>>,
 }
 
 impl Export {
@@ -74,13 +76,16 @@ pub fn read_to(folder: &Path, depth: Depth) -> Result<Export> {
         raw_bytes: 0,
         counts: BTreeMap::new(),
         files: 0,
+        blocks: manifest.get("outputOrganizedBy").map(|_| BTreeSet::new()),
         manifest: Value::Null,
     };
+    let organized_by = manifest.get("outputOrganizedBy");
+    ensure!(organized_by.is_none_or(|by| by == "Patient"), "organized by {organized_by:?}");
     for section in ["output", "error", "deleted"] {
         let items = manifest[section].as_array();
         ensure!(items.is_some() || section == "deleted", "manifest has no {section}");
         for item in items.into_iter().flatten() {
-            let name = check_name(item)?;
+            let name = check_name(item, section == "output" && export.blocks.is_some())?;
             ensure!(listed.insert(name.clone()), "{name} is listed twice");
             read_file(folder, &name, item, section, depth, &mut export).with_context(|| name.clone())?;
         }
@@ -107,9 +112,17 @@ fn check_head(manifest: &Value) -> Result<()> {
     Ok(())
 }
 
-/// `<Type>.<n>.ndjson`, `.gz`, `.zst`: the name and that it agrees with the type.
-fn check_name(item: &Value) -> Result<String> {
-    let (name, kind) = (item["url"].as_str().context("no url")?, item["type"].as_str().context("no type")?);
+/// `<Type>.<n>.ndjson`, `.gz`, `.zst`: the name and that it agrees with the type, which a file that is organised by
+/// patient does not have.
+fn check_name(item: &Value, organized: bool) -> Result<String> {
+    let name = item["url"].as_str().context("no url")?;
+    let kind = match organized {
+        true => {
+            ensure!(item.get("type").is_none(), "{name}: organised by patient and of one type");
+            name.split('.').next().unwrap_or_default()
+        }
+        false => item["type"].as_str().context("no type")?,
+    };
     let rest = name.strip_prefix(kind).and_then(|rest| rest.strip_prefix('.'));
     let (number, ending) =
         rest.and_then(|rest| rest.split_once('.')).with_context(|| format!("{name}: not {kind}.<n>.…"))?;
@@ -127,10 +140,25 @@ fn read_file(
     export: &mut Export,
 ) -> Result<()> {
     let kind = item["type"].as_str().unwrap_or_default();
-    let mut count = 0;
+    let (mut count, mut headers) = (0, 0);
+    let mut block = Block::default();
     let mut each = |line: &[u8]| -> Result<()> {
         count += 1;
         ensure!(!line.is_empty(), "line {count} is blank");
+        if let (Some(patients), "output") = (&mut export.blocks, section) {
+            let began = block.line(line, patients).with_context(|| format!("line {count}"))?;
+            export.raw_bytes += line.len() as u64 + 1;
+            match began {
+                None => headers += 1,
+                Some(kind) => {
+                    *export.counts.entry(kind.clone()).or_default() += 1;
+                    if depth == Depth::Lines {
+                        export.lines.add(&kind, hash_line(line));
+                    }
+                }
+            }
+            return Ok(());
+        }
         if section == "deleted" {
             let bundle: Value = serde_json::from_slice(line)?;
             ensure!(bundle["resourceType"] == "Bundle" && bundle["type"] == "transaction", "line {count}");
@@ -169,16 +197,63 @@ fn read_file(
         _ => each_strict_line(&mut BufReader::with_capacity(1 << 20, file), &mut each)?,
     }
     ensure!(count > 0, "the file is empty");
+    block.end()?;
+    let count = count - headers;
     match item["count"].as_u64() {
         Some(told) => ensure!(told == count, "the manifest says {told} resources, the file has {count}"),
         None if section == "output" => bail!("the manifest has no count"),
         None => {}
     }
     if section == "output" {
-        *export.counts.entry(kind.to_owned()).or_default() += count;
+        if export.blocks.is_none() {
+            *export.counts.entry(kind.to_owned()).or_default() += count;
+        }
         export.files += 1;
     }
     Ok(())
+}
+
+/// The block that a file's lines are in (OB-02): its header, the patient itself if it is there, other rows of it.
+#[derive(Default)]
+struct Block {
+    reference: Option<String>,
+    rows: u64,
+}
+
+impl Block {
+    /// Takes a line; the type of its resource, or `None` where it begins a block.
+    fn line(&mut self, line: &[u8], patients: &mut BTreeSet<String>) -> Result<Option<String>> {
+        let resource: Value = serde_json::from_slice(line)?;
+        let kind = resource["resourceType"].as_str().context("no resource")?;
+        if kind == "Parameters" {
+            self.end()?;
+            let reference = resource["parameter"][0]["valueReference"]["reference"].as_str();
+            let reference = reference.context("a header without a reference")?;
+            let patient = reference.strip_prefix("Patient/").context("a header of no patient")?;
+            let is_plain = resource["parameter"].as_array().is_some_and(|all| all.len() == 1)
+                && resource["parameter"][0]["name"] == "header";
+            ensure!(is_plain, "a header with more than a header");
+            ensure!(patients.insert(patient.to_owned()), "a patient has two blocks");
+            *self = Block { reference: Some(reference.to_owned()), rows: 0 };
+            return Ok(None);
+        }
+        let reference = self.reference.as_deref().context("a resource before any header")?;
+        let id = resource["id"].as_str().unwrap_or_default();
+        if reference == format!("{kind}/{id}") {
+            ensure!(self.rows == 0, "the patient does not come first");
+        } else {
+            let quoted = format!("\"{reference}\"");
+            let refers = std::str::from_utf8(line)?.contains(&quoted);
+            ensure!(refers, "a {kind} does not refer to the patient of its block");
+        }
+        self.rows += 1;
+        Ok(Some(kind.to_owned()))
+    }
+
+    fn end(&self) -> Result<()> {
+        ensure!(self.reference.is_none() || self.rows > 0, "a block without resources");
+        Ok(())
+    }
 }
 
 /// Every line ends with a line feed, the last one too.
@@ -217,6 +292,45 @@ mod tests {
         std::fs::write(folder.path().join("manifest.json"), manifest.to_string())?;
         std::fs::write(folder.path().join(name), bytes)?;
         read(folder.path())
+    }
+
+    #[test]
+    fn ob_02_a_folder_of_blocks_passes_and_each_flaw_is_found() {
+        let header = |id: &str| {
+            format!(
+                r#"{{"resourceType":"Parameters","parameter":[{{"name":"header","valueReference":{{"reference":"Patient/{id}"}}}}]}}"#
+            )
+        };
+        let patient = |id: &str| format!(r#"{{"resourceType":"Patient","id":"{id}"}}"#);
+        let row = |id: &str| {
+            format!(r#"{{"resourceType":"Claim","id":"c{id}","patient":{{"reference":"Patient/{id}"}}}}"#)
+        };
+        let judge = |lines: &[String], count: u64, item: Value| {
+            let folder = tempfile::tempdir()?;
+            let mut item = item;
+            item["url"] = json!("Patient.1.ndjson");
+            item["count"] = json!(count);
+            let manifest = json!({"transactionTime": "2025-01-01T00:00:00Z", "request": "x", "requiresAccessToken": false,
+                "outputOrganizedBy": "Patient", "output": [item], "error": []});
+            std::fs::write(folder.path().join("manifest.json"), manifest.to_string())?;
+            std::fs::write(folder.path().join("Patient.1.ndjson"), lines.join("\n") + "\n")?;
+            read(folder.path())
+        };
+        let good = [header("1"), patient("1"), row("1"), header("2"), row("2")];
+        let export = judge(&good, 3, json!({})).unwrap();
+        assert_eq!((export.lines.count("Claim"), export.blocks.map(|all| all.len())), (2, Some(2)));
+        assert!(judge(&good, 5, json!({})).is_err());
+        assert!(judge(&good, 3, json!({"type": "Patient"})).is_err());
+        for flawed in [
+            vec![patient("1"), row("1")],
+            vec![header("1"), row("1"), patient("1")],
+            vec![header("1"), patient("1"), row("2")],
+            vec![header("1"), header("2"), row("2")],
+            vec![header("1"), row("1"), header("1"), row("1")],
+        ] {
+            let count = flawed.iter().filter(|line| !line.contains("Parameters")).count() as u64;
+            assert!(judge(&flawed, count, json!({})).is_err(), "{flawed:?}");
+        }
     }
 
     #[test]

@@ -4,11 +4,12 @@
 //! Nothing here uses a flatbed crate: an oracle that shared code with what it judges would share its faults.
 //! Reading order: [`lines`], [`lake`], [`oracle`], [`folder`], [`process`], [`lab`], [`server`], [`bulk`]; then the makers of
 //! test data, [`population`], [`replicate`] and [`real`]; then processes and what befalls them, [`daemon`], [`servers`], [`proxy`],
-//! [`cluster`], [`chaos`].
+//! [`cluster`], [`chaos`]; then what the suite of the contract needs, [`conformance`].
 
 pub mod bulk;
 pub mod chaos;
 pub mod cluster;
+pub mod conformance;
 pub mod daemon;
 pub mod folder;
 pub mod lab;

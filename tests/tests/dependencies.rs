@@ -10,12 +10,13 @@ use serde_json::Value;
 /// Which of our crates each of our crates may use. What is absent is forbidden; what is here need not be used.
 const MAY_USE: &[(&str, &[&str])] = &[
     ("flatbed-types", &[]),
+    ("flatbed-search", &["flatbed-types"]),
     ("flatbed-proto", &["flatbed-types"]),
     ("flatbed-coordinator-core", &["flatbed-types"]),
     ("flatbed-coordinator", &["flatbed-types", "flatbed-proto", "flatbed-coordinator-core"]),
-    ("flatbed-extract", &["flatbed-types"]),
+    ("flatbed-extract", &["flatbed-types", "flatbed-search"]),
     ("flatbed-worker", &["flatbed-types", "flatbed-proto", "flatbed-extract"]),
-    ("flatbed-gateway", &["flatbed-types", "flatbed-proto"]),
+    ("flatbed-gateway", &["flatbed-types", "flatbed-proto", "flatbed-search"]),
     ("flatbed-chassis", &[]),
     (
         "flatbed",
@@ -34,7 +35,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
 ];
 
 /// Crates below which nothing may wait, connect or store.
-const PURE: &[&str] = &["flatbed-types", "flatbed-coordinator-core"];
+const PURE: &[&str] = &["flatbed-types", "flatbed-search", "flatbed-coordinator-core"];
 
 /// Runtimes, networks and stores.
 const IMPURE: &[&str] = &[

@@ -31,11 +31,20 @@ const ABANDON: Duration = Duration::from_millis(caps::ABANDON_MILLIS);
 /// each other must not be asked in a tight loop.
 const HINTS_AT_ONCE: u32 = 2;
 
+/// What a report that counts is answered.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Counted {
+    /// Where the task ends now; `None`: where it did.
+    pub hi: Option<Position>,
+    /// Milliseconds after which the next segment is sealed; `None`: as before.
+    pub seal_ms: Option<u64>,
+}
+
 /// What became of a report.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Decided {
-    /// It counts; the task now ends here (`None`: as before).
-    Counts(Option<Position>),
+    /// It counts.
+    Counts(Counted),
     /// It does not, and nothing of this attempt will any more.
     Dropped,
     /// The coordinators cannot take it, however often it is sent.
@@ -175,7 +184,9 @@ fn is_refusal(status: &Status) -> bool {
 fn hear(response: CommitResponse) -> Heard {
     let hi = response.hi.clone().and_then(|hi| Position::from_wire(hi).ok());
     let decided = match response.verdict() {
-        CommitVerdict::Accepted | CommitVerdict::Duplicate => Decided::Counts(hi),
+        CommitVerdict::Accepted | CommitVerdict::Duplicate => {
+            Decided::Counts(Counted { hi, seal_ms: Some(response.seal_ms).filter(|millis| *millis > 0) })
+        }
         CommitVerdict::LoMismatch
         | CommitVerdict::BeyondHi
         | CommitVerdict::NotAllowed

@@ -4,26 +4,28 @@
 //! says that the task ends earlier now. Either takes effect between two pieces, on the thread that reads: the scan
 //! goes on from where it is to the new end, so that no row behind that end can be in a segment that was open then
 //! or begins later. Only after that is the coordinator told.
+//!
+//! No file has more bytes than its job allows (`_maximumFileSize`), unless it is one row or one patient's block: what
+//! would not fit begins the next segment, and what may become too long begins one of its own.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use flatbed_extract::Piece;
 use flatbed_extract::encode::FileEncoder;
 use flatbed_extract::outcome::{self, Severity};
-use flatbed_extract::shape::Shape;
-use flatbed_extract::source::{RowReader, Window};
-use flatbed_extract::{Piece, Scan, Select, Snapshot};
+use flatbed_extract::source::RowReader;
 use flatbed_proto::convert::{Wire, u128_bytes};
 use flatbed_proto::wire::lease::CommitRequest;
 use flatbed_types::job::{JobError, Volume};
 use flatbed_types::layout::{Writer, output_object};
 use flatbed_types::task::{CommitRecord, OutputKind, OutputObject, RowCounts};
-use flatbed_types::{Codec, KeyRange, Lane, Nonce, Position, ResourceType, Section, caps};
+use flatbed_types::{KeyRange, Lane, Nonce, Position, ResourceType, Section, caps};
 use tokio::runtime::Handle;
 
 use crate::commit::{Decided, Report, deliver};
 use crate::references::References;
-use crate::slot::{End, Grant, Running, open_list, reopen};
+use crate::rows::Rows;
+use crate::slot::{End, Grant, Running};
 use crate::upload::Upload;
 use crate::{Context, internal, io_error, random_u64, source_error};
 
@@ -37,47 +39,19 @@ pub(crate) fn run(
     lane: Lane,
 ) -> Result<End, JobError> {
     let grant = &running.grant;
-    let snapshot = reopen(context, grant)?;
-    let shape = Shape::of(&grant.request, lane.resource_type, &context.long_rows).map_err(internal)?;
-    let scan = Scan {
-        lane,
-        range: grant.range.clone(),
-        select: select(context, runtime, grant, lane)?,
-        // Supporting resources are wanted whatever their age (`decisions.md` 3).
-        window: match grant.round {
-            0 => Window { since: grant.request.since, until: grant.request.until },
-            _ => Window::default(),
-        },
-        references: grant.request.follows_references(),
-        deflated: grant.codec == Codec::Gzip && shape.is_none(),
-        shape,
-    };
-    let lo = scan.range.lo.clone();
-    Extraction { context, runtime, running, snapshot, scan, lo, segment: 0, estimated: None }.drive()
-}
-
-fn select(context: &Context, runtime: &Handle, grant: &Grant, lane: Lane) -> Result<Select, JobError> {
-    let list = |pointer| open_list(context, runtime, pointer).map(Arc::new);
-    match (&grant.keys, &grant.roster, lane.section) {
-        (Some(keys), roster, _) => {
-            let roster = roster.as_ref().map(list).transpose()?;
-            Ok(Select::Keys { keys: list(keys)?, roster })
-        }
-        (None, Some(roster), Section::Compartment) if !grant.request.patients.is_empty() => {
-            Ok(Select::EveryPatient(list(roster)?))
-        }
-        (None, Some(roster), Section::Compartment) => Ok(Select::Members(list(roster)?)),
-        (None, _, _) => Ok(Select::All),
-    }
+    let rows = Rows::open(context, runtime, grant, lane)?;
+    let (range, lo) = (grant.range.clone(), grant.range.lo.clone());
+    Extraction { context, runtime, running, lane, rows, range, lo, segment: 0, estimated: None }.drive()
 }
 
 pub(crate) struct Extraction<'a> {
     pub context: &'a Context,
     pub runtime: &'a Handle,
     pub running: &'a Running,
-    snapshot: Arc<dyn Snapshot>,
-    /// What is read. Its range starts where the last piece ended and ends where the task does, as far as known.
-    scan: Scan,
+    lane: Lane,
+    rows: Rows,
+    /// What is left to read: from where the last piece ended to where the task does, as far as known.
+    range: KeyRange,
     /// Where what is not committed begins.
     lo: Position,
     segment: u32,
@@ -99,6 +73,17 @@ impl Extraction<'_> {
             if self.running.is_revoked() {
                 return Ok(End::Known);
             }
+            if let Some(full) = open.take_if(|segment| segment.has_no_room(&piece, grant)) {
+                let Some(shortened) = self.commit(full)? else { return Ok(End::Unfinished) };
+                if self.is_read() {
+                    return Ok(End::Known);
+                }
+                if shortened {
+                    // The piece may have rows of what was lost.
+                    reader = self.read()?;
+                    continue;
+                }
+            }
             let segment = match &mut open {
                 Some(segment) => segment,
                 None => open.insert(Segment::begin(&self, self.segment)?),
@@ -106,16 +91,16 @@ impl Extraction<'_> {
             let next = piece.next.clone();
             segment.add(piece)?;
             self.running.set_uncommitted(segment.volume());
-            // Inside a long row nothing can be sealed or cut.
+            // Inside a long row, or a block of organised output, nothing can be sealed or cut.
             let Some(next) = next else { continue };
-            self.scan.range.lo = next;
+            self.range.lo = next;
             if self.running.is_cut_wanted() && self.give_end_away() {
                 reader = self.read()?;
             }
             self.estimate();
             let draining = self.running.drain.is_cancelled();
-            let is_due = segment.is_due(grant) || draining || self.is_read();
-            if !is_due || self.scan.range.lo <= self.lo {
+            let is_due = segment.is_due(self.running) || draining || self.is_read();
+            if !is_due || self.range.lo <= self.lo {
                 continue;
             }
             let Some(segment) = open.take() else { continue };
@@ -134,19 +119,19 @@ impl Extraction<'_> {
 
     /// Reads what is left of the range.
     fn read(&self) -> Result<Box<dyn RowReader>, JobError> {
-        self.snapshot.read(self.scan.clone()).map_err(source_error)
+        self.rows.read(&self.range)
     }
 
     fn is_read(&self) -> bool {
-        self.scan.range.is_empty()
+        self.range.is_empty()
     }
 
     /// Cuts off about half of what is left for whoever asked. Whether the scan must go on with another reader.
     fn give_end_away(&mut self) -> bool {
         let ends_anyway = self.running.drain.is_cancelled();
-        let cut = if ends_anyway { None } else { self.snapshot.middle(self.scan.lane, &self.scan.range) };
+        let cut = if ends_anyway { None } else { self.rows.middle(&self.range) };
         if let Some(at) = &cut {
-            self.scan.range.hi = at.clone();
+            self.range.hi = at.clone();
             self.estimated = None;
         }
         self.running.answer_cuts(cut.as_ref());
@@ -155,7 +140,7 @@ impl Extraction<'_> {
 
     fn estimate(&mut self) {
         if self.estimated.is_none_or(|at| at.elapsed() >= ESTIMATE) {
-            self.running.set_left(self.snapshot.weigh(self.scan.lane, &self.scan.range));
+            self.running.set_left(self.rows.weigh(&self.range));
             self.estimated = Some(Instant::now());
         }
     }
@@ -169,7 +154,7 @@ impl Extraction<'_> {
             return Ok(None);
         }
         let outputs = segment.seal(self)?;
-        let next = self.scan.range.lo.clone();
+        let next = self.range.lo.clone();
         let commit = CommitRecord {
             task: grant.task,
             attempt: grant.attempt,
@@ -184,10 +169,10 @@ impl Extraction<'_> {
         let Some(hi) = report(self.context, self.runtime, self.running, commit)? else { return Ok(None) };
         self.lo = next;
         self.segment += 1;
-        let shortened = hi.filter(|hi| *hi < self.scan.range.hi);
+        let shortened = hi.filter(|hi| *hi < self.range.hi);
         let is_shortened = shortened.is_some();
         if let Some(hi) = shortened {
-            self.scan.range.hi = hi;
+            self.range.hi = hi;
             self.estimated = None;
         }
         Ok(Some(is_shortened))
@@ -204,7 +189,7 @@ impl Extraction<'_> {
 
     /// The type of the lane's rows.
     pub fn resource_type(&self) -> ResourceType {
-        self.scan.lane.resource_type
+        self.lane.resource_type
     }
 }
 
@@ -220,9 +205,12 @@ pub(crate) fn report(
         CommitRequest { job: u128_bytes(grant.job.0), token: grant.token.0, commit: Some(commit.to_wire()) };
     let delivery = deliver(&context.coordinators, &running.owner, Report::Commit(request), &running.revoked);
     match runtime.block_on(delivery) {
-        Decided::Counts(hi) => {
+        Decided::Counts(counted) => {
             running.set_committed();
-            Ok(Some(hi))
+            if let Some(millis) = counted.seal_ms {
+                running.set_seal_ms(millis);
+            }
+            Ok(Some(counted.hi))
         }
         Decided::Dropped => Ok(None),
         Decided::Impossible(error) => Err(error),
@@ -251,6 +239,8 @@ struct Segment {
     upload: Upload,
     rows: RowCounts,
     fingerprint: u128,
+    /// Whether a row, or a block, has begun and not ended.
+    is_open: bool,
     references: References,
 }
 
@@ -271,6 +261,7 @@ impl Segment {
             upload,
             rows: RowCounts::default(),
             fingerprint: 0,
+            is_open: false,
             references: References::new(extraction),
         })
     }
@@ -278,6 +269,7 @@ impl Segment {
     fn add(&mut self, piece: Piece) -> Result<(), JobError> {
         self.rows.add(&RowCounts { written: piece.rows, filtered: piece.filtered, withheld: piece.withheld });
         self.fingerprint = self.fingerprint.wrapping_add(piece.fingerprint);
+        self.is_open = piece.next.is_none();
         let encoded = self.encoder.add(piece.body, self.upload.buffer());
         encoded.map_err(|error| io_error("compressing", &error))?;
         self.references.add(piece.references)?;
@@ -288,10 +280,18 @@ impl Segment {
         Volume { rows: self.rows.written, bytes: self.encoder.raw_bytes() }
     }
 
-    fn is_due(&self, grant: &Grant) -> bool {
+    /// Whether a piece, with what must stand in the same file, may make the file longer than the job allows.
+    fn has_no_room(&self, piece: &Piece, grant: &Grant) -> bool {
+        let Some(most) = grant.request.max_file_bytes else { return false };
         let raw = self.encoder.raw_bytes();
+        let together = raw.saturating_add(piece.body.raw_len()).saturating_add(piece.more);
+        !self.is_open && raw > 0 && together > most
+    }
+
+    fn is_due(&self, running: &Running) -> bool {
+        let (raw, grant) = (self.encoder.raw_bytes(), &running.grant);
         raw >= grant.seal_bytes.min(grant.file_bytes)
-            || self.begun.elapsed() >= Duration::from_millis(grant.seal_ms)
+            || self.begun.elapsed() >= Duration::from_millis(running.seal_ms())
     }
 
     /// Makes everything readable and says what there is. A segment without rows leaves no object.
@@ -318,9 +318,12 @@ impl Segment {
 
 /// Says by count, without names, what the list of patients leaves out (`decisions.md` 4).
 fn withheld(extraction: &Extraction<'_>, writer: Writer, count: u64) -> Result<OutputObject, JobError> {
+    let kind = match extraction.lane.section {
+        Section::Compartment | Section::Standalone => format!("{} ", extraction.resource_type()),
+        Section::Organised => String::new(),
+    };
     let text = format!(
-        "{count} {} resources were left out: they also belong to patients, or name patients, that are not part of this export",
-        extraction.resource_type()
+        "{count} {kind}resources were left out: they also belong to patients, or name patients, that are not part of this export"
     );
     let line = outcome::line(Severity::Information, "suppressed", &text, None);
     let lines = std::iter::once(line);
@@ -343,7 +346,7 @@ pub(crate) fn write_outcomes(
     sink.seal()
 }
 
-/// One object of OperationOutcome lines.
+/// One object of lines that are no rows: OperationOutcomes, deletions.
 pub(crate) struct OutcomeSink {
     output: OutputObject,
     encoder: FileEncoder,
@@ -352,12 +355,29 @@ pub(crate) struct OutcomeSink {
 
 impl OutcomeSink {
     pub fn new(context: &Context, runtime: &Handle, grant: &Grant, writer: Writer) -> Result<Self, JobError> {
-        let output = unwritten(OutputKind::Outcome, ResourceType::OPERATION_OUTCOME)?;
+        let outcome = (OutputKind::Outcome, ResourceType::OPERATION_OUTCOME);
+        OutcomeSink::of(context, runtime, grant, writer, outcome)
+    }
+
+    /// An object of other lines.
+    pub fn of(
+        context: &Context,
+        runtime: &Handle,
+        grant: &Grant,
+        writer: Writer,
+        (kind, resource_type): (OutputKind, ResourceType),
+    ) -> Result<Self, JobError> {
+        let output = unwritten(kind, resource_type)?;
         let key = output_object(&grant.root, writer, &output, grant.codec);
         let mut upload = Upload::new(context.objects.clone(), runtime.clone(), &key);
         let encoder = FileEncoder::new(grant.codec, upload.buffer());
         let encoder = encoder.map_err(|error| io_error("compressing", &error))?;
         Ok(OutcomeSink { output, encoder, upload })
+    }
+
+    /// Whether there are lines, and this one would make the file longer than this.
+    pub fn has_no_room(&self, line: &[u8], most: u64) -> bool {
+        self.output.lines > 0 && self.encoder.raw_bytes().saturating_add(line.len() as u64) > most
     }
 
     pub fn add(&mut self, line: Vec<u8>) -> Result<(), JobError> {

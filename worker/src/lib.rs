@@ -5,8 +5,9 @@
 //! - `readiness`: whether the source can be read, and questions about it; `pulse`: whether anybody hears the worker.
 //! - `handback`: attempts that ended before their task, until their owner knows.
 //! - `slot`: one grant from its arrival to its end; `threads`: one thread a slot.
-//! - `extract`: reads a range and commits it segment by segment.
-//! - `planning`, `resolve`, `merge`: the other tasks.
+//! - `extract`: reads a range and commits it segment by segment; `rows`: what it reads.
+//! - `planning`, `resolve`, `merge`: the other tasks; `deleted`: what an increment says was deleted; `lines`: files of
+//!   what are no rows.
 //! - `upload`: objects in parts; `commit`: reports that must arrive.
 //!
 //! It knows no etcd and no HTTP clients; its only peers are the coordinators, the source and the object store.
@@ -14,15 +15,18 @@
 
 mod allot;
 mod commit;
+mod deleted;
 mod extract;
 mod handback;
 mod hub;
+mod lines;
 mod merge;
 mod planning;
 mod pulse;
 mod readiness;
 mod references;
 mod resolve;
+mod rows;
 mod session;
 mod slot;
 mod supervise;

@@ -1,21 +1,22 @@
 //! The plan task: fixes the moment and the state of the source, surveys its lanes, resolves the patients of the
-//! job into a roster, and reports what of the source cannot be exported.
+//! job into a roster, tells what was deleted, and reports what of the source cannot be exported.
 
 use std::sync::Arc;
 
 use flatbed_extract::source::{Progress, Window};
-use flatbed_extract::{KeyListBuilder, Snapshot, outcome, roster};
+use flatbed_extract::{KeyListBuilder, Snapshot, organise, outcome, roster};
 use flatbed_proto::convert::{Wire, each_to_wire, u128_bytes};
 use flatbed_proto::wire::lease::{CompleteRequest, PlanResult, complete_request};
 use flatbed_proto::wire::types as wire;
 use flatbed_types::job::{JobError, ObjectPointer, SourcePin};
-use flatbed_types::task::OutputObject;
-use flatbed_types::{ErrorCode, Level, Nonce, layout};
+use flatbed_types::task::{OutputKind, OutputObject};
+use flatbed_types::{ErrorCode, Level, Nonce, ResourceType, layout};
 use prost::Message;
 use tokio::runtime::Handle;
 
 use crate::commit::{Decided, Report, deliver};
-use crate::extract::OutcomeSink;
+use crate::deleted::{self, Deleted};
+use crate::lines::LineFiles;
 use crate::slot::{End, Grant, Running};
 use crate::{Context, io_error, random_u64, source_error, upload};
 
@@ -45,12 +46,18 @@ pub(crate) fn run(context: &Context, runtime: &Handle, running: &Running) -> Res
         return Ok(End::Known);
     }
     let window = Window { since: grant.request.since, until: grant.request.until };
-    let lanes = snapshot.survey(&window).map_err(source_error)?;
+    let mut lanes = snapshot.survey(&window).map_err(source_error)?;
+    if grant.request.by_patient {
+        let organised = organise::survey(&lanes, |of| grant.request.wants_type(of));
+        lanes = organised.into_iter().collect();
+    }
     let draft = wire::PlanDraft { lanes: each_to_wire(&lanes) }.encode_to_vec();
     let key = layout::draft_object(&grant.root, grant.attempt, Nonce(random_u64()?));
     let draft = upload::put(&context.objects, runtime, key, draft)?;
     let roster = write_roster(context, runtime, grant, snapshot.as_ref())?;
-    let outcomes = report_problems(context, runtime, grant, snapshot.as_ref())?;
+    let pointer = roster.as_ref().map(|(pointer, _)| pointer);
+    let Deleted { mut files, remarks } = deleted::write(context, runtime, grant, snapshot.as_ref(), pointer)?;
+    files.extend(write_remarks(context, runtime, grant, snapshot.as_ref(), remarks)?);
     let pin = SourcePin { source: context.source.address(), snapshot: snapshot.fingerprint().to_owned() };
     let (roster, roster_len) = match roster {
         Some((pointer, len)) => (Some(pointer), len),
@@ -63,7 +70,7 @@ pub(crate) fn run(context: &Context, runtime: &Handle, running: &Running) -> Res
         patients: snapshot.patients(),
         roster: roster.as_ref().map(Wire::to_wire),
         roster_len,
-        outcomes: each_to_wire(&outcomes),
+        files: each_to_wire(&files),
     };
     complete(context, runtime, running, complete_request::Result::Plan(plan))
 }
@@ -127,16 +134,23 @@ fn write_roster(
     Ok(Some((upload::put_file(&context.objects, runtime, key, &mut file)?, len)))
 }
 
-fn report_problems(
+/// Writes what there is to say: what was ignored of the request (KO-23, MF-24), what of the source cannot be exported,
+/// and `more` lines.
+fn write_remarks(
     context: &Context,
     runtime: &Handle,
     grant: &Grant,
     snapshot: &dyn Snapshot,
+    more: Vec<Vec<u8>>,
 ) -> Result<Vec<OutputObject>, JobError> {
-    let mut sink = OutcomeSink::new(context, runtime, grant, grant.writer(0))?;
+    let (kind, resource_type) = (OutputKind::Outcome, ResourceType::OPERATION_OUTCOME);
+    let mut files = LineFiles::new(context, runtime, grant, kind, resource_type);
+    for line in grant.request.remarks.iter().map(outcome::remark_line).chain(more) {
+        files.add(line)?;
+    }
     let mut stored = Ok(());
     let listed = snapshot.problems(&mut |problem| {
-        stored = sink.add(outcome::problem_line(&problem));
+        stored = files.add(outcome::problem_line(&problem));
         match &stored {
             Ok(()) => Ok(()),
             Err(error) => {
@@ -146,7 +160,7 @@ fn report_problems(
     });
     stored?;
     listed.map_err(source_error)?;
-    Ok(sink.seal()?.into_iter().collect())
+    files.finish()
 }
 
 /// What a kick-off asks (`decisions.md` 7).

@@ -1,5 +1,6 @@
 //! One grant, from its arrival to its end.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use flatbed_extract::KeyList;
@@ -101,6 +102,8 @@ pub(crate) struct Running {
     /// Commit what is written and end.
     pub drain: CancellationToken,
     standing: Mutex<Standing>,
+    /// Milliseconds after which a segment is sealed: as granted, or as told since.
+    seal_ms: AtomicU64,
     /// Who wants to have the end of its range, and waits for an answer.
     cuts: Mutex<Vec<Outgoing>>,
 }
@@ -109,6 +112,7 @@ impl Running {
     /// An attempt that the coordinator at this address has granted.
     pub fn new(grant: Grant, from: &str, drain: CancellationToken) -> Running {
         Running {
+            seal_ms: AtomicU64::new(grant.seal_ms),
             grant,
             owner: Owner::new(from),
             revoked: CancellationToken::new(),
@@ -137,6 +141,16 @@ impl Running {
         let Volume { rows, bytes } = std::mem::take(&mut standing.uncommitted);
         standing.committed.rows += rows;
         standing.committed.bytes += bytes;
+    }
+
+    /// Milliseconds after which a segment is sealed.
+    pub fn seal_ms(&self) -> u64 {
+        self.seal_ms.load(Ordering::Relaxed)
+    }
+
+    /// The coordinator wants segments to be sealed after so many milliseconds from now on.
+    pub fn set_seal_ms(&self, millis: u64) {
+        self.seal_ms.store(millis, Ordering::Relaxed);
     }
 
     pub fn set_left(&self, bytes: u64) {

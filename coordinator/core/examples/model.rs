@@ -18,6 +18,8 @@ mod deeds;
 mod invariants;
 #[path = "../tests/model/mutation.rs"]
 mod mutation;
+#[path = "../tests/model/pages.rs"]
+mod pages;
 #[path = "../tests/model/protocol.rs"]
 mod protocol;
 #[path = "../tests/model/state.rs"]

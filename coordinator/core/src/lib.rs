@@ -7,6 +7,7 @@
 //! - [`plan`]: from what a source says to tasks sized by bytes.
 //! - [`merge`]: which small files are joined, and whether a worker joined them.
 //! - [`manifest`]: from the ledger to the files of the result.
+//! - [`page`]: when a page of it appears while the job runs, and what is on it.
 //! - [`schedule`]: who works on what: fair shares, stealing, second attempts.
 //! - [`progress`]: how far a job is, never backwards.
 //!
@@ -17,6 +18,7 @@ pub mod job;
 pub mod ledger;
 pub mod manifest;
 pub mod merge;
+pub mod page;
 pub mod plan;
 pub mod progress;
 pub mod schedule;

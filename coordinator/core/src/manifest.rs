@@ -1,15 +1,15 @@
 //! From the ledger to the files of the result. Nothing else is asked: no listing, no marker, no name.
 //!
 //! Files that a merge has joined are left out; the joined file stands where the first of them stood. A ledger that
-//! contradicts itself makes no manifest.
+//! contradicts itself makes no manifest. A page lists files of some commits, and never one that was joined.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use flatbed_types::job::{JobRecord, Volume};
 use flatbed_types::layout::{Writer, output_object};
 use flatbed_types::manifest::{Manifest, ManifestEntry};
-use flatbed_types::task::{CommitRecord, OutputKind};
-use flatbed_types::{Instant, Nonce, Position};
+use flatbed_types::task::{CommitRecord, OutputKind, OutputObject};
+use flatbed_types::{Codec, Instant, Nonce, Position};
 
 /// A ledger that contradicts itself: a defect, never published.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -26,6 +26,12 @@ pub enum BrokenLedger {
     /// Two merges replace the same file.
     #[error("two merges replace the same file")]
     ReplacedTwice,
+    /// A job whose pages are published has joined files that they list.
+    #[error("a merge in a job that publishes pages")]
+    MergedPage,
+    /// A page of a job whose moment is not known.
+    #[error("a planned job has no transaction time")]
+    NoTime,
     /// A merged file differs in its type or number of lines from the files in whose place it stands.
     #[error("a merged file and the files that it replaces differ")]
     MergeDiffers,
@@ -70,18 +76,7 @@ pub fn assemble(
                 OutputKind::Data => data_lines = output.lines.saturating_add(data_lines),
                 OutputKind::Outcome | OutputKind::Deleted => {}
             }
-            let entry = ManifestEntry {
-                kind: output.kind,
-                resource_type: output.resource_type,
-                file: output.nonce,
-                key: output_object(root, Writer::from(&commit), output, record.codec),
-                lines: output.lines,
-                raw_bytes: output.raw_bytes,
-                stored_bytes: output.stored_bytes,
-                sha256: output.sha256,
-            };
-            let placed = Placed { round: commit.round, lo: commit.range.lo.clone(), entry, replaced: false };
-            files.insert(output.nonce, placed);
+            files.insert(output.nonce, placed(root, record.codec, &commit, output));
         }
         if data_lines != commit.rows.written {
             return Err(BrokenLedger::RowsDiffer);
@@ -95,6 +90,63 @@ pub fn assemble(
         replace(&mut files, merged)?;
     }
     Ok(in_order(record, transaction_time, files))
+}
+
+fn placed(root: &str, codec: Codec, commit: &CommitRecord, output: &OutputObject) -> Placed {
+    let entry = ManifestEntry {
+        kind: output.kind,
+        resource_type: output.resource_type,
+        file: output.nonce,
+        key: output_object(root, Writer::from(commit), output, codec),
+        lines: output.lines,
+        raw_bytes: output.raw_bytes,
+        stored_bytes: output.stored_bytes,
+        sha256: output.sha256,
+    };
+    Placed { round: commit.round, lo: commit.range.lo.clone(), entry, replaced: false }
+}
+
+/// Which of a commit's files a page lists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Listed {
+    /// All that a manifest lists.
+    All,
+    /// Those of rows, and of what was deleted.
+    Rows,
+    /// OperationOutcomes.
+    Outcomes,
+}
+
+impl Listed {
+    fn has(self, kind: OutputKind) -> bool {
+        match kind {
+            OutputKind::Data | OutputKind::Deleted => self != Listed::Outcomes,
+            OutputKind::Outcome => self != Listed::Rows,
+            OutputKind::References => false,
+        }
+    }
+}
+
+/// A page of the manifest: these files of these commits, in the order of a manifest.
+pub fn page(
+    record: &JobRecord,
+    transaction_time: Instant,
+    root: &str,
+    commits: impl IntoIterator<Item = (Listed, CommitRecord)>,
+) -> Result<Manifest, BrokenLedger> {
+    let mut files = BTreeMap::new();
+    for (listed, commit) in commits {
+        if !commit.replaces.is_empty() {
+            return Err(BrokenLedger::MergedPage);
+        }
+        for output in commit.outputs.iter().filter(|output| listed.has(output.kind)) {
+            let file = placed(root, record.codec, &commit, output);
+            if files.insert(output.nonce, file).is_some() {
+                return Err(BrokenLedger::SharedObject);
+            }
+        }
+    }
+    Ok(in_order(record, transaction_time, files).0)
 }
 
 /// Takes the joined files out and puts the file that has their rows in their place.
@@ -151,7 +203,7 @@ mod tests {
     use flatbed_types::job::JobRecord;
     use flatbed_types::task::{OutputObject, RowCounts};
     use flatbed_types::{
-        AttemptId, ClientId, Codec, Epoch, ExportRequest, JobId, KeyRange, Level, ResourceType, TaskId,
+        AttemptId, ClientId, Epoch, ExportRequest, JobId, KeyRange, Level, ResourceType, TaskId,
     };
 
     use super::*;
@@ -202,6 +254,31 @@ mod tests {
         commits.push(commit(50, 4, 3, &[]));
         let after = assembled(&commits).unwrap();
         assert_eq!(after, (vec![10, 40, 50], Volume { rows: 10, bytes: 100 }));
+    }
+
+    #[test]
+    fn a_page_lists_what_it_is_told_to_of_its_commits() {
+        let request = ExportRequest::everything(Level::Patient);
+        let record = JobRecord::new(JobId(1), ClientId::open(), request, Codec::Gzip, NOW);
+        let listed = |commits: Vec<(Listed, CommitRecord)>| {
+            let page = page(&record, NOW, "root", commits)?;
+            Ok(page.entries.iter().map(|entry| entry.file.0).collect::<Vec<u64>>())
+        };
+        let both = |nonce: u64, lo| {
+            let mut commit = commit(nonce, 2, lo, &[]);
+            commit.outputs.push(output(nonce + 1, OutputKind::Outcome, 1));
+            commit.outputs.push(output(nonce + 2, OutputKind::References, 1));
+            commit.outputs.push(output(nonce + 3, OutputKind::Deleted, 1));
+            commit
+        };
+        let commits =
+            vec![(Listed::Outcomes, both(10, 9)), (Listed::All, both(20, 5)), (Listed::Rows, both(30, 2))];
+        assert_eq!(listed(commits), Ok(vec![30, 20, 21, 11, 33, 23]));
+        let twice = vec![(Listed::Rows, both(10, 1)), (Listed::Rows, both(10, 1))];
+        assert_eq!(listed(twice), Err(BrokenLedger::SharedObject));
+        let merge = vec![(Listed::All, commit(10, 1, 0, &[7]))];
+        assert_eq!(listed(merge), Err(BrokenLedger::MergedPage));
+        assert_eq!(listed(Vec::new()), Ok(Vec::new()));
     }
 
     #[test]

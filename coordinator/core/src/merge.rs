@@ -5,8 +5,11 @@
 //! sequence greedily into runs of at most the target size leaves as few files as any cut can; of these runs the ones
 //! that cost the fewest bytes a file saved are chosen, until few enough files remain or no run is left.
 //!
+//! A job may also ask for files of some length at least (`_minimumFileSize`). Then neighbours are joined until they are
+//! that long, so far as they are not too long together, whatever it costs.
+//!
 //! Invariants: no file is in two tasks; every task has two files or more, of one type and round, of at most
-//! `target_bytes` and `caps::MAX_MERGE_INPUTS` together; the same files give the same tasks, so that a
+//! `most_bytes` and `caps::MAX_MERGE_INPUTS` together; the same files give the same tasks, so that a
 //! successor plans what its predecessor planned.
 //!
 //! It does not know lanes: the files of a type's two lanes stand side by side in the manifest, and a file of both is a
@@ -59,15 +62,34 @@ impl Run {
     }
 }
 
-/// The merge tasks after which at most `max_files` of these files remain, or as few as can be. Merged files have at
-/// most `target_bytes` before compression.
-pub fn plan(mut files: Vec<DataFile>, max_files: usize, target_bytes: u64) -> Vec<MergeTask> {
-    let excess = files.len().saturating_sub(max_files);
-    if excess == 0 {
-        return Vec::new();
-    }
+/// How long joined files become, before compression.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// Files that are joined because there are too many are at most this long.
+    pub target_bytes: u64,
+    /// Files should be this long at least; 0 where that does not matter.
+    pub least_bytes: u64,
+    /// No file is longer than this because of a join.
+    pub most_bytes: u64,
+}
+
+/// The merge tasks after which at most `max_files` of these files remain, or as few as can be, and files are as long as
+/// they should be.
+pub fn plan(mut files: Vec<DataFile>, max_files: usize, bounds: Bounds) -> Vec<MergeTask> {
     files.sort_by(DataFile::compare);
-    let mut runs = runs(&files, target_bytes);
+    let excess = files.len().saturating_sub(max_files);
+    let lengthening = lengthening(&files, bounds);
+    let saves: usize = lengthening.iter().map(Run::saves).sum();
+    if saves >= excess {
+        return tasks(&files, lengthening.into_iter().map(|run| run.files));
+    }
+    let target_bytes = bounds.target_bytes.max(bounds.least_bytes).min(bounds.most_bytes);
+    tasks(&files, reducing(&files, excess, target_bytes))
+}
+
+/// The cheapest runs that leave so many files less.
+fn reducing(files: &[DataFile], excess: usize, target_bytes: u64) -> Vec<Range<usize>> {
+    let mut runs = runs(files, target_bytes);
     runs.sort_by(Run::compare);
     let (mut chosen, mut saved) = (Vec::new(), 0);
     for run in runs {
@@ -92,11 +114,56 @@ pub fn plan(mut files: Vec<DataFile>, max_files: usize, target_bytes: u64) -> Ve
         .map(|run| run.files)
         .collect();
     chosen.sort_by_key(|run| run.start);
+    chosen
+}
+
+fn tasks(files: &[DataFile], runs: impl IntoIterator<Item = Range<usize>>) -> Vec<MergeTask> {
     let task = |run: Range<usize>| MergeTask {
         resource_type: files[run.start].input.output.resource_type,
         inputs: files[run].iter().map(|file| file.input.clone()).collect(),
     };
-    chosen.into_iter().map(task).collect()
+    runs.into_iter().map(task).collect()
+}
+
+/// Runs of files that are too short, up to the length that they should have.
+fn lengthening(files: &[DataFile], bounds: Bounds) -> Vec<Run> {
+    let Bounds { least_bytes, most_bytes, .. } = bounds;
+    let mut runs: Vec<Run> = Vec::new();
+    for (place, file) in files.iter().enumerate() {
+        let bytes = file.input.output.raw_bytes;
+        let joins = |run: &&mut Run| {
+            run.bytes < least_bytes
+                && files[run.files.start].group() == file.group()
+                && run.files.len() < caps::MAX_MERGE_INPUTS
+                && run.bytes.saturating_add(bytes) <= most_bytes
+        };
+        match runs.last_mut().filter(joins) {
+            Some(run) => {
+                run.files.end = place + 1;
+                run.bytes = run.bytes.saturating_add(bytes);
+            }
+            None => {
+                settle(files, &mut runs, bounds);
+                runs.push(Run { files: place..place + 1, bytes });
+            }
+        }
+    }
+    settle(files, &mut runs, bounds);
+    runs.retain(|run| run.files.len() > 1);
+    runs
+}
+
+/// A last run that stayed too short goes to the one before it, if it can.
+fn settle(files: &[DataFile], runs: &mut Vec<Run>, bounds: Bounds) {
+    let [.., before, last] = runs.as_mut_slice() else { return };
+    let fits = files[before.files.start].group() == files[last.files.start].group()
+        && before.files.len() + last.files.len() <= caps::MAX_MERGE_INPUTS
+        && before.bytes.saturating_add(last.bytes) <= bounds.most_bytes;
+    if last.bytes < bounds.least_bytes && fits {
+        before.files.end = last.files.end;
+        before.bytes = before.bytes.saturating_add(last.bytes);
+        runs.pop();
+    }
 }
 
 fn runs(files: &[DataFile], target_bytes: u64) -> Vec<Run> {
@@ -203,7 +270,49 @@ mod tests {
         best[files.len()]
     }
 
+    /// Only as many files as there may be.
+    fn few(target_bytes: u64) -> Bounds {
+        Bounds { target_bytes, least_bytes: 0, most_bytes: u64::MAX }
+    }
+
     proptest! {
+        /// Whatever is too short could not be joined with a neighbour; nothing becomes too long.
+        #[test]
+        fn pm_65_files_become_as_long_as_they_should_be(
+            drawn in proptest::collection::vec((0_usize..3, 0_u32..2, 0_u64..1_000), 0..120),
+            max_files in 0_usize..240,
+            least_bytes in 1_u64..3_000,
+            room in 0_u64..3_000,
+        ) {
+            let mut files: Vec<DataFile> = drawn.iter().enumerate()
+                .map(|(number, (kind, round, bytes))| file(number, *kind, *round, *bytes)).collect();
+            let most_bytes = least_bytes + room;
+            let tasks = plan(files.clone(), max_files, Bounds { target_bytes: 1, least_bytes, most_bytes });
+            files.sort_by(DataFile::compare);
+            let place: BTreeMap<Nonce, usize> =
+                files.iter().enumerate().map(|(place, file)| (file.input.output.nonce, place)).collect();
+            // The files that remain: type, round, bytes, in order.
+            let mut remain: BTreeMap<usize, ((ResourceType, u32), u64)> =
+                files.iter().enumerate().map(|(at, file)| (at, (file.group(), file.input.output.raw_bytes))).collect();
+            for task in &tasks {
+                prop_assert!(task.inputs.len() > 1);
+                let places: Vec<usize> = task.inputs.iter().map(|input| place[&input.output.nonce]).collect();
+                prop_assert!(places.windows(2).all(|pair| pair[1] == pair[0] + 1), "not neighbours");
+                let parts: Vec<_> = places.iter().map(|at| remain.remove(at).expect("in one task")).collect();
+                prop_assert!(parts.iter().all(|part| part.0 == parts[0].0));
+                let bytes = parts.iter().map(|part| part.1).sum::<u64>();
+                prop_assert!(bytes <= most_bytes);
+                remain.insert(places[0], (parts[0].0, bytes));
+            }
+            let remain: Vec<_> = remain.into_values().collect();
+            if files.len() <= max_files {
+                for pair in remain.windows(2).filter(|pair| pair[0].0 == pair[1].0) {
+                    let is_short = pair.iter().any(|(_, bytes)| *bytes < least_bytes);
+                    prop_assert!(!is_short || pair[0].1 + pair[1].1 > most_bytes, "{pair:?}");
+                }
+            }
+        }
+
         #[test]
         fn joins_neighbours_until_few_enough_files_remain(
             drawn in proptest::collection::vec((0_usize..3, 0_u32..2, 0_u64..1_000), 0..120),
@@ -212,9 +321,9 @@ mod tests {
         ) {
             let mut files: Vec<DataFile> = drawn.iter().enumerate()
                 .map(|(number, (kind, round, bytes))| file(number, *kind, *round, *bytes)).collect();
-            let tasks = plan(files.clone(), max_files, target);
+            let tasks = plan(files.clone(), max_files, few(target));
             files.reverse();
-            prop_assert_eq!(&tasks, &plan(files.clone(), max_files, target), "depends on the order of the files");
+            prop_assert_eq!(&tasks, &plan(files.clone(), max_files, few(target)), "depends on the order of the files");
 
             files.sort_by(DataFile::compare);
             let place: BTreeMap<Nonce, usize> =
@@ -246,23 +355,23 @@ mod tests {
             .enumerate()
             .map(|(number, (kind, bytes))| file(number, kind, 0, bytes))
             .collect();
-        assert!(plan(files.clone(), 5, 1_000).is_empty());
-        let tasks = plan(files.clone(), 3, 1_000);
+        assert!(plan(files.clone(), 5, few(1_000)).is_empty());
+        let tasks = plan(files.clone(), 3, few(1_000));
         assert_eq!(tasks.len(), 1);
         assert_eq!(tasks[0].resource_type, TYPES[1]);
-        assert_eq!(plan(files, 2, 1_000).len(), 2);
+        assert_eq!(plan(files, 2, few(1_000)).len(), 2);
     }
 
     #[test]
     fn one_task_joins_as_many_files_as_a_grant_may_name() {
         let files = (0..caps::MAX_MERGE_INPUTS * 2 + 1).map(|number| file(number, 0, 0, 1)).collect();
-        let sizes: Vec<usize> = plan(files, 1, u64::MAX).iter().map(|task| task.inputs.len()).collect();
+        let sizes: Vec<usize> = plan(files, 1, few(u64::MAX)).iter().map(|task| task.inputs.len()).collect();
         assert_eq!(sizes, [caps::MAX_MERGE_INPUTS; 2]);
     }
 
     #[test]
     fn a_commit_must_join_exactly_what_the_task_names() {
-        let task = &plan(vec![file(1, 0, 0, 70), file(2, 0, 0, 140)], 1, 1_000)[0];
+        let task = &plan(vec![file(1, 0, 0, 70), file(2, 0, 0, 140)], 1, few(1_000))[0];
         let good = result_of(task);
         assert!(is_result_of(task, &good));
         let mut backwards = good.clone();

@@ -5,8 +5,11 @@
 
 use std::collections::BTreeMap;
 
+use flatbed_types::job::JobError;
 use flatbed_types::task::{LaneSurvey, PlannedTask};
-use flatbed_types::{ExportRequest, KeyRange, Lane, Level, Position, ResourceType, Section, caps, lane};
+use flatbed_types::{
+    ErrorCode, ExportRequest, KeyRange, Lane, Level, Position, ResourceType, Section, caps, lane,
+};
 
 /// How large tasks become.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,8 +54,9 @@ pub fn first_round(
 ) -> Vec<PlannedTask> {
     let wanted: Vec<&LaneSurvey> =
         surveys.iter().filter(|survey| in_first_round(survey.lane, request)).collect();
-    let task_bytes =
-        task_size(wanted.iter().flat_map(|survey| &survey.hints).map(|hint| share.of(hint.bytes)), sizing);
+    let bytes = wanted.iter().flat_map(|survey| &survey.hints).map(|hint| share.of(hint.bytes));
+    // A file ends where its task does.
+    let task_bytes = task_size(bytes, sizing).max(request.least_file_bytes());
     let mut tasks = Vec::new();
     for survey in wanted {
         match (&request.level, survey.lane.section) {
@@ -69,13 +73,16 @@ pub fn first_round(
 
 /// Whether a lane belongs to the first round. A system export reads all; the others read what belongs to
 /// patients and, for a Group, the row of that Group itself (`decisions.md` 5) unless the client asks for
-/// single patients: a Group names others.
+/// single patients: a Group names others. Output that is organised by patient has one lane of its own.
 fn in_first_round(lane: Lane, request: &ExportRequest) -> bool {
+    if request.by_patient || lane.section == Section::Organised {
+        return request.by_patient && lane.section == Section::Organised;
+    }
     if !request.wants_type(lane.resource_type) {
         return false;
     }
     match (&request.level, lane.section) {
-        (Level::System, _) | (_, Section::Compartment) => true,
+        (Level::System, _) | (_, Section::Compartment | Section::Organised) => true,
         (Level::Patient, Section::Standalone) => false,
         (Level::Group(_), Section::Standalone) => {
             lane.resource_type == ResourceType::GROUP && request.patients.is_empty()
@@ -104,6 +111,25 @@ pub fn next_round(
         }
     }
     tasks
+}
+
+/// Why a job cannot have the small files that it asks for: it would have too many.
+pub fn refuse_small_files(
+    request: &ExportRequest,
+    tasks: &[PlannedTask],
+    max_files: usize,
+) -> Option<JobError> {
+    let most = request.max_file_bytes?.max(1);
+    let bytes = tasks.iter().map(|task| task.bytes).fold(0, u64::saturating_add);
+    if bytes / most <= max_files as u64 {
+        return None;
+    }
+    let least = bytes / max_files.max(1) as u64;
+    let message = format!(
+        "about {bytes} bytes in files of at most {most} would be more than {max_files} files; \
+         ask for a _maximumFileSize of {least} or more"
+    );
+    Some(JobError { code: ErrorCode::Invalid, message })
 }
 
 fn task_size(bytes: impl Iterator<Item = u64>, sizing: Sizing) -> u64 {
@@ -194,6 +220,49 @@ mod tests {
         assert!(task.range.contains(b"g1") && !task.range.contains(b"g10") && !task.range.contains(b"g"));
         group.patients.insert("p1".parse().unwrap());
         assert_eq!(lanes(&group), [Lane::compartment(PATIENT)]);
+    }
+
+    #[test]
+    fn ob_07_organised_output_has_one_lane() {
+        let types = ["Patient", "Observation"].map(|name| name.parse::<ResourceType>().unwrap());
+        let surveys = [
+            survey(Lane::compartment(types[0]), &[(10, 100)]),
+            survey(Lane::standalone(ResourceType::GROUP), &[(3, 30)]),
+            survey(Lane::ORGANISED, &[(10, 100), (20, 200)]),
+        ];
+        let sizing = Sizing { target_bytes: 1 << 30 };
+        for level in [Level::Patient, Level::Group("g1".parse().unwrap())] {
+            let mut request = ExportRequest::everything(level);
+            let lanes = |request: &ExportRequest| -> Vec<Lane> {
+                first_round(&surveys, request, Share::ALL, sizing).iter().map(|task| task.lane).collect()
+            };
+            assert!(!lanes(&request).contains(&Lane::ORGANISED));
+            request.by_patient = true;
+            assert_eq!(lanes(&request), [Lane::ORGANISED]);
+            request.types.insert(types[1]);
+            assert_eq!(lanes(&request), [Lane::ORGANISED], "whatever is in it");
+        }
+    }
+
+    #[test]
+    fn pm_65_tasks_are_as_large_as_files_should_be_and_small_files_have_a_limit() {
+        let hints = [(1, 64 << 20); 100];
+        let surveys = [survey(Lane::compartment(PATIENT), &hints)];
+        let sizing = Sizing { target_bytes: 1 << 30 };
+        let mut request = ExportRequest::everything(Level::System);
+        let tasks = |request: &ExportRequest| first_round(&surveys, request, Share::ALL, sizing);
+        assert!(tasks(&request).len() > 20);
+        request.min_file_bytes = Some(2 << 30);
+        let large = tasks(&request);
+        assert!(large[..large.len() - 1].iter().all(|task| task.bytes >= 2 << 30), "{large:?}");
+        request.min_file_bytes = None;
+        assert_eq!(refuse_small_files(&request, &large, 10), None);
+        request.max_file_bytes = Some(640 << 20);
+        assert_eq!(refuse_small_files(&request, &large, 10), None);
+        request.max_file_bytes = Some(500 << 20);
+        let refused = refuse_small_files(&request, &large, 10).unwrap();
+        assert_eq!(refused.code, ErrorCode::Invalid);
+        assert!(refused.message.contains(&(640_u64 << 20).to_string()), "{}", refused.message);
     }
 
     #[test]

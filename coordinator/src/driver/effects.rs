@@ -1,13 +1,14 @@
 //! Carrying out what a job's machine asks for.
 
 use flatbed_coordinator_core::cluster;
-use flatbed_coordinator_core::job::{GrantSpec, Holder, Input, Output};
+use flatbed_coordinator_core::job::{GrantSpec, Holder, Input, Job, Output};
+use flatbed_coordinator_core::page::Crowd;
 use flatbed_coordinator_core::schedule::Ended;
 use flatbed_proto::convert::{Wire, each_to_wire, u128_bytes};
 use flatbed_proto::convert_task::kind_to_wire;
 use flatbed_proto::wire::lease as lease_wire;
 use flatbed_types::JobId;
-use flatbed_types::job::{JobRecord, JobState};
+use flatbed_types::job::JobState;
 
 use super::io::ObjectWork;
 use super::{Driver, Reported, workers};
@@ -34,7 +35,11 @@ pub(super) fn perform(driver: &mut Driver, id: JobId, output: Output) {
             let revoke = lease_wire::Revoke { attempt: attempt.0, job: u128_bytes(id.0) };
             driver.send(holder.session, lease_wire::coordinator_message::Message::Revoke(revoke));
         }
-        Output::Reply(reply, answer) => driver.answer(reply, Reported::Decided(answer)),
+        Output::Reply(reply, answer) => {
+            let crowd = owned.machine.crowd();
+            let seal_ms = crowd.map(|crowd| seal_rule(&driver.options, record.estimate.bytes, Some(crowd)).1);
+            driver.answer(reply, Reported::Decided(answer, seal_ms.unwrap_or(0)));
+        }
         Output::ReadDraft(pointer) => driver.io.objects(record, epoch, ObjectWork::ReadDraft(pointer)),
         Output::WritePlan(round, plan) => {
             driver.io.objects(record, epoch, ObjectWork::WritePlan(round, plan));
@@ -45,6 +50,9 @@ pub(super) fn perform(driver: &mut Driver, id: JobId, output: Output) {
         }
         Output::WriteLedger(number, commits) => {
             driver.io.objects(record, epoch, ObjectWork::WriteLedger(number, commits));
+        }
+        Output::WritePage(number, page) => {
+            driver.io.objects(record, epoch, ObjectWork::WritePage(number, page));
         }
         Output::VerifyObjects(expected) => driver.io.objects(record, epoch, ObjectWork::Verify(expected)),
         Output::DeleteObjects => driver.io.objects(record, epoch, ObjectWork::Delete),
@@ -90,7 +98,7 @@ fn grant(driver: &mut Driver, id: JobId, holder: &Holder, spec: GrantSpec) {
         tracing::info!(job = %id, task = %task, attempt = %attempt, waited_ms, "task granted again");
     }
     let Some(owned) = driver.jobs.get(&id) else { return };
-    let message = grant_message(driver, owned.machine.durable_record(), holder, spec);
+    let message = grant_message(driver, &owned.machine, holder, spec);
     let sent = driver.send(holder.session, lease_wire::coordinator_message::Message::Grant(message));
     driver.offer_ended(id, holder.session, sent);
     if sent
@@ -108,9 +116,13 @@ fn grant(driver: &mut Driver, id: JobId, holder: &Holder, spec: GrantSpec) {
     }
 }
 
-fn grant_message(driver: &Driver, record: &JobRecord, holder: &Holder, spec: GrantSpec) -> lease_wire::Grant {
-    let options = &driver.options;
-    let (seal_bytes, seal_ms) = seal_rule(options, record.estimate.bytes);
+fn grant_message(driver: &Driver, job: &Job, holder: &Holder, spec: GrantSpec) -> lease_wire::Grant {
+    let (options, record) = (&driver.options, job.durable_record());
+    let request = &record.request;
+    let (seal_bytes, seal_ms) = seal_rule(options, record.estimate.bytes, job.crowd());
+    // What the client asks for, within what a crash may cost (PM-65). That no file is too long is the worker's care.
+    let seal_bytes = seal_bytes.max(request.least_file_bytes().min(LARGEST_SEAL));
+    let seal_bytes = seal_bytes.min(request.max_file_bytes.unwrap_or(u64::MAX));
     let (kind, lane) = kind_to_wire(&spec.kind);
     let keys = spec.round.checked_sub(1).and_then(|index| record.key_lists.get(index as usize));
     lease_wire::Grant {
@@ -134,7 +146,10 @@ fn grant_message(driver: &Driver, record: &JobRecord, holder: &Holder, spec: Gra
         output: Some(lease_wire::Output {
             root: objects::root_of(options, record),
             codec: record.codec.to_wire(),
-            file_bytes: options.target_file_size.max(seal_bytes),
+            file_bytes: options
+                .target_file_size
+                .max(seal_bytes)
+                .min(request.max_file_bytes.unwrap_or(u64::MAX)),
             seal_bytes,
             seal_ms,
         }),
@@ -142,14 +157,21 @@ fn grant_message(driver: &Driver, record: &JobRecord, holder: &Holder, spec: Gra
 }
 
 /// When a worker seals what it has (`decisions.md` 2): larger and later where the job would otherwise have more files
-/// than it may, since joining them would cost every byte a second time.
-fn seal_rule(options: &CoordinatorOptions, expected_bytes: u64) -> (u64, u64) {
+/// than it may, since joining them would cost every byte a second time. Of a job whose files must not be joined the
+/// number so far counts too.
+fn seal_rule(options: &CoordinatorOptions, expected_bytes: u64, crowd: Option<Crowd>) -> (u64, u64) {
     let average = expected_bytes / options.max_files.max(1) as u64;
     // A quarter more than the average: ranges and lanes end where they end.
     let needed = (average + average / 4).min(LARGEST_SEAL);
     let crowded = needed > options.seal_bytes / 2;
     let seal_ms = if crowded { options.seal_ms.max(LONGEST_SEAL_MS) } else { options.seal_ms };
-    (options.seal_bytes.max(needed), seal_ms)
+    match crowd {
+        Some(crowd) => {
+            let needed = needed.max(crowd.needed().min(LARGEST_SEAL));
+            (options.seal_bytes.max(needed), crowd.seal_millis(seal_ms))
+        }
+        None => (options.seal_bytes.max(needed), seal_ms),
+    }
 }
 
 #[cfg(test)]
@@ -159,12 +181,19 @@ mod tests {
     #[test]
     fn jobs_that_would_have_too_many_files_seal_later() {
         let options = CoordinatorOptions::default();
-        assert_eq!(seal_rule(&options, 0), (512 << 20, 60_000));
-        assert_eq!(seal_rule(&options, 1 << 40), (512 << 20, 60_000), "a terabyte");
-        let (bytes, ms) = seal_rule(&options, 40 << 40);
+        assert_eq!(seal_rule(&options, 0, None), (512 << 20, 60_000));
+        assert_eq!(seal_rule(&options, 1 << 40, None), (512 << 20, 60_000), "a terabyte");
+        let (bytes, ms) = seal_rule(&options, 40 << 40, None);
         assert!(bytes > 1 << 29 && bytes < 2 << 30, "{bytes}");
         assert_eq!(ms, 300_000);
         assert!((40 << 40) / bytes < options.max_files as u64);
-        assert_eq!(seal_rule(&options, u64::MAX).0, 4 << 30);
+        assert_eq!(seal_rule(&options, u64::MAX, None).0, 4 << 30);
+        let crowd = |files, bytes| Some(Crowd { files, bytes, expected: 1 << 40, most: 50_000 });
+        let with_pages = |files, bytes| seal_rule(&options, 1 << 40, crowd(files, bytes));
+        assert_eq!(with_pages(0, 0), (512 << 20, 60_000), "nothing is known yet");
+        assert_eq!(with_pages(1_000, 1_000 << 29), (512 << 20, 60_000), "files are large enough");
+        let (bytes, ms) = with_pages(10_000, 10_000 << 20);
+        assert!(bytes == 512 << 20 && ms > 600_000, "a file has had 1 MiB: {bytes} bytes, {ms} ms");
+        assert!((1 << 30..4 << 30).contains(&with_pages(49_900, 1 << 35).0), "hardly any room is left");
     }
 }

@@ -33,6 +33,7 @@ pub(crate) enum ObjectWork {
     WriteMergePlan(MergePlan),
     WriteManifest(Box<Manifest>),
     WriteLedger(u32, Vec<(u64, CommitRecord)>),
+    WritePage(u32, Box<Manifest>),
     Verify(Vec<(String, u64)>),
     Delete,
 }
@@ -135,6 +136,9 @@ async fn carry_out(context: &Context, root: &str, work: ObjectWork) -> Input {
         }
         ObjectWork::WriteLedger(number, commits) => {
             Input::LedgerWritten(objects::write_ledger(context, root, number, commits).await)
+        }
+        ObjectWork::WritePage(number, page) => {
+            Input::PageWritten(objects::write_page(context, root, number, &page).await)
         }
         ObjectWork::Verify(expected) => {
             Input::ObjectsVerified(objects::verify(context, root, expected).await)

@@ -17,7 +17,7 @@ mod queries;
 mod workers;
 
 pub(crate) use io::{Io, Millis};
-pub(crate) use queries::{not_found, stored_view};
+pub(crate) use queries::{not_found, stored_page, stored_view};
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -169,8 +169,8 @@ pub(crate) enum Found {
 
 /// The answer to a report of a worker.
 pub(crate) enum Reported {
-    /// By the owner.
-    Decided(CommitAnswer),
+    /// By the owner, and after how many milliseconds the attempt is to commit from now on (0: as before).
+    Decided(CommitAnswer, u64),
     /// Another coordinator owns the job; its address, if known.
     NotOwner(Option<String>),
 }
@@ -438,7 +438,7 @@ impl Driver {
 
     fn answer(&mut self, reply: ReplyId, answer: Reported) {
         let Some(waiting) = self.replies.remove(&reply) else { return };
-        if matches!(answer, Reported::Decided(CommitAnswer::Accepted(_) | CommitAnswer::Duplicate))
+        if matches!(answer, Reported::Decided(CommitAnswer::Accepted(_) | CommitAnswer::Duplicate, _))
             && !self.jobs.get(&waiting.job).is_some_and(|owned| owned.machine.is_leased(waiting.attempt))
         {
             let now = self.io.monotonic();
@@ -454,7 +454,8 @@ impl Driver {
         // Not ours, or not yet: only the owner decides.
         let owner = self.cluster.elsewhere(job).map(str::to_owned);
         let coming = owner.is_none() && self.cluster.is_claiming(job);
-        let answer = if coming { Reported::Decided(CommitAnswer::Retry) } else { Reported::NotOwner(owner) };
+        let answer =
+            if coming { Reported::Decided(CommitAnswer::Retry, 0) } else { Reported::NotOwner(owner) };
         self.answer(reply, answer);
     }
 

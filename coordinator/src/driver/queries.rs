@@ -4,6 +4,7 @@ use flatbed_coordinator_core::job::Job;
 use flatbed_proto::convert::Wire;
 use flatbed_proto::wire::job as job_wire;
 use flatbed_types::job::{JobError, JobRecord, JobState, StopKind, Volume};
+use flatbed_types::manifest::PageRecord;
 use flatbed_types::{ErrorCode, Instant, JobId};
 
 use super::Driver;
@@ -132,10 +133,28 @@ fn keep_in_progress(
 ) {
     let young = record.created.plus_millis(options.min_in_progress_ms as i64) > now;
     if young && record.state == JobState::Complete {
-        let finalizing = JobRecord { state: JobState::Finalizing, ..record.clone() };
+        // The last page comes with the completion: nobody is to see it without its being the last.
+        let pages = record.pages.saturating_sub(1);
+        let finalizing = JobRecord { state: JobState::Finalizing, pages, ..record.clone() };
         view.record = Some(finalizing.to_wire());
         view.permille = view.permille.min(990);
     }
+}
+
+/// A page of a job's manifest as clients are told of it. Whether it is time to tell of the last one says the view of the
+/// job: what a view has counted is not denied here, by a coordinator whose clock is behind.
+pub(crate) fn stored_page(
+    (record, stop): (&JobRecord, Option<StopKind>),
+    number: u32,
+    page: Option<PageRecord>,
+) -> Result<job_wire::GetPageResponse, JobError> {
+    visible(record, stop)?;
+    let none = || {
+        let message = format!("this job has no page {number}, or not yet");
+        JobError { code: ErrorCode::NotFound, message }
+    };
+    let last = record.state == JobState::Complete && number == record.pages;
+    Ok(job_wire::GetPageResponse { page: Some(page.ok_or_else(none)?.to_wire()), last })
 }
 
 pub(crate) fn not_found() -> JobError {

@@ -148,7 +148,7 @@ fn result_of(result: Option<wire::complete_request::Result>) -> Result<TaskResul
             draft: required(plan.draft, "plan.draft")?,
             patients: plan.patients,
             roster: optional(plan.roster)?.map(|roster| (roster, plan.roster_len)),
-            outcomes: each(plan.outcomes)?,
+            files: each(plan.files)?,
         })),
         wire::complete_request::Result::Resolve(resolve) => {
             let mut counts = BTreeMap::new();
@@ -162,11 +162,12 @@ fn result_of(result: Option<wire::complete_request::Result>) -> Result<TaskResul
 }
 
 fn response(answer: Reported) -> wire::CommitResponse {
-    let answer = match answer {
-        Reported::Decided(answer) => answer,
+    let (answer, seal_ms) = match answer {
+        Reported::Decided(answer, seal_ms) => (answer, seal_ms),
         Reported::NotOwner(owner) => {
             let owner = owner.unwrap_or_default();
-            return wire::CommitResponse { verdict: CommitVerdict::NotOwner.into(), hi: None, owner };
+            let verdict = CommitVerdict::NotOwner.into();
+            return wire::CommitResponse { verdict, owner, ..wire::CommitResponse::default() };
         }
     };
     let (verdict, hi): (CommitVerdict, Option<Position>) = match answer {
@@ -178,5 +179,6 @@ fn response(answer: Reported) -> wire::CommitResponse {
         CommitAnswer::Refused(Refusal::Stopped) => (CommitVerdict::JobStopped, None),
         CommitAnswer::Retry => (CommitVerdict::Retry, None),
     };
-    wire::CommitResponse { verdict: verdict.into(), hi: hi.map(|hi| hi.to_wire()), owner: String::new() }
+    let hi = hi.map(|hi| hi.to_wire());
+    wire::CommitResponse { verdict: verdict.into(), hi, owner: String::new(), seal_ms }
 }

@@ -61,7 +61,7 @@ impl Services {
         let work = async move {
             // A call that is repeated, here or at another coordinator, carries the same id.
             let known = records::snapshot(&self.context, record.id).await.map_err(store_status)?;
-            if known.is_some_and(|known| known.record.client == record.client) {
+            if known.is_some_and(|(_, known)| known.record.client == record.client) {
                 return Ok(CreateJobResponse { job: u128_bytes(record.id.0), repeated_job: false });
             }
             self.check_source(&record.request).await?;

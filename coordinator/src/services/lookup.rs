@@ -8,14 +8,14 @@ use std::time::Duration;
 use flatbed_proto::convert::u128_bytes;
 use flatbed_proto::status::to_status;
 use flatbed_proto::wire::job::jobs_client::JobsClient;
-use flatbed_proto::wire::job::{GetJobRequest, JobView, ListJobsRequest};
+use flatbed_proto::wire::job::{GetJobRequest, GetPageResponse, JobView, ListJobsRequest};
 use flatbed_types::job::StopKind;
 use flatbed_types::{ErrorCode, JobId, caps};
 use tonic::Status;
 use tonic::transport::Channel;
 
 use super::{Services, error_status, finish, store_status};
-use crate::driver::{Event, Found, not_found, stored_view};
+use crate::driver::{Event, Found, not_found, stored_page, stored_view};
 use crate::records;
 use crate::store::{Compare, Outcome, Transaction, Write};
 
@@ -45,9 +45,17 @@ impl Services {
     /// A job from the store alone.
     pub(super) async fn stored(&self, job: JobId) -> Result<JobView, Status> {
         let snapshot = records::snapshot(&self.context, job).await.map_err(store_status)?;
-        let snapshot = snapshot.ok_or_else(|| error_status(not_found()))?;
+        let (_, snapshot) = snapshot.ok_or_else(|| error_status(not_found()))?;
         let (options, now) = (&self.context.options, self.context.now());
         stored_view(&snapshot.record, snapshot.stop, options, now).map_err(error_status)
+    }
+
+    /// A page of a job's manifest from the store alone: whatever any coordinator has told of a page is there.
+    pub(super) async fn page(&self, job: JobId, number: u32) -> Result<GetPageResponse, Status> {
+        let snapshot = records::snapshot(&self.context, job).await.map_err(store_status)?;
+        let (revision, found) = snapshot.ok_or_else(|| error_status(not_found()))?;
+        let page = records::page(&self.context, job, number, revision).await.map_err(store_status)?;
+        stored_page((&found.record, found.stop), number, page).map_err(error_status)
     }
 
     fn peer(&self, address: &str) -> Option<JobsClient<Channel>> {

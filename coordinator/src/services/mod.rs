@@ -18,8 +18,8 @@ use flatbed_proto::convert::{required, u128_from};
 use flatbed_proto::status::to_status;
 use flatbed_proto::wire::job::jobs_server::{Jobs, JobsServer};
 use flatbed_proto::wire::job::{
-    CreateJobRequest, CreateJobResponse, GetJobRequest, GetJobResponse, GetSourceRequest, GetSourceResponse,
-    ListJobsRequest, ListJobsResponse, StopJobRequest, StopJobResponse,
+    CreateJobRequest, CreateJobResponse, GetJobRequest, GetJobResponse, GetPageRequest, GetPageResponse,
+    GetSourceRequest, GetSourceResponse, ListJobsRequest, ListJobsResponse, StopJobRequest, StopJobResponse,
 };
 use flatbed_proto::wire::lease::control_server::ControlServer;
 use flatbed_types::job::{JobError, JobRecord};
@@ -158,6 +158,11 @@ impl Jobs for Services {
     async fn stop_job(&self, request: Request<StopJobRequest>) -> Result<Response<StopJobResponse>, Status> {
         self.clone().stop(job_id(&request.into_inner().job)?).await?;
         Ok(Response::new(StopJobResponse {}))
+    }
+
+    async fn get_page(&self, request: Request<GetPageRequest>) -> Result<Response<GetPageResponse>, Status> {
+        let message = request.into_inner();
+        self.page(job_id(&message.job)?, message.page).await.map(Response::new)
     }
 
     async fn get_source(&self, _: Request<GetSourceRequest>) -> Result<Response<GetSourceResponse>, Status> {

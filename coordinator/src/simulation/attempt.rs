@@ -245,7 +245,7 @@ impl<'a> Work<'a> {
             patients: self.life.source.patients.len() as u64,
             roster: roster.as_ref().map(|(pointer, _)| pointer.to_wire()),
             roster_len: roster.map_or(0, |(_, len)| len),
-            outcomes: each_to_wire(&outcomes),
+            files: each_to_wire(&outcomes),
         };
         self.complete(complete_request::Result::Plan(result)).await
     }

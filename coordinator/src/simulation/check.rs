@@ -8,6 +8,7 @@
 //! - I4: a job's keys change with a rising fence only, a claim changes the fence and the owner only, and an attempt
 //!   is of the epoch that grants it.
 //! - I5: no job completes once it was asked to stop; what has ended does not come back; a result does not change.
+//! - I8: pages stay as they were published and together are the result (`pages`).
 //! - I7: no object, nonce or attempt is ever used twice.
 //! - L2: a grant is for what remains of its task.
 //! - I9: the moment, the source and the plans of a job never change once they are set.
@@ -17,12 +18,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use flatbed_proto::convert::Wire;
 use flatbed_proto::frame;
+use flatbed_proto::wire::types as wire;
 use flatbed_types::job::{JobRecord, JobState};
 use flatbed_types::layout::{self, MetaKeys, attempt_of};
+use flatbed_types::manifest::PageRecord;
 use flatbed_types::task::{CommitRecord, FoldRecord, TaskRecord};
 use flatbed_types::{AttemptId, Epoch, JobId, KeyRange, Nonce, SessionId, TaskId};
 
-use super::facts::JobFacts;
+use super::facts::{self, JobFacts};
 use super::objects::Objects;
 use super::world::World;
 use crate::registry;
@@ -42,6 +45,7 @@ pub(super) struct JobChanges {
     pub tasks: Vec<(TaskId, Option<TaskRecord>)>,
     pub commits: Vec<(u64, Option<CommitRecord>)>,
     pub folds: Vec<(u32, Option<FoldRecord>)>,
+    pub pages: Vec<(u32, Option<PageRecord>)>,
 }
 
 /// See the module.
@@ -92,6 +96,18 @@ impl Checker {
         }
     }
 
+    /// Whether a page's object and all files that it lists are there as it says.
+    pub fn can_be_read(&self, page: &PageRecord) -> Result<(), String> {
+        let manifest = facts::read::<wire::Manifest>(&self.objects, &page.object)?;
+        let there = |entry: &wire::ManifestEntry| {
+            self.objects.get(&entry.key).map(|bytes| bytes.len() as u64) == Some(entry.stored_bytes)
+        };
+        match manifest.entries.iter().all(there) {
+            true => Ok(()),
+            false => Err("a file that it lists is not there".to_owned()),
+        }
+    }
+
     /// An object is about to be deleted.
     pub fn deleting(&self, key: &str) {
         let Some(job) = key.split('/').find_map(|part| part.parse::<JobId>().ok()) else { return };
@@ -117,7 +133,7 @@ fn sort(
     let text = std::str::from_utf8(&key[prefix..]).map_err(|_| "key")?;
     let mut parts = text.split('/');
     let (area, job, number) = (parts.next(), parts.next(), parts.next());
-    let Some(area @ ("j" | "f" | "o" | "x" | "t" | "g" | "s")) = area else { return Ok(()) };
+    let Some(area @ ("j" | "f" | "o" | "x" | "t" | "g" | "s" | "m")) = area else { return Ok(()) };
     let job = u128::from_str_radix(job.ok_or("job")?, 16).map_err(|_| "job")?;
     let changes = by_job.entry(JobId(job)).or_default();
     let number = number.map(|_| layout::trailing_hex(key).ok_or("number")).transpose()?.unwrap_or_default();
@@ -131,6 +147,7 @@ fn sort(
         "x" => changes.stop = Some(value.is_some()),
         "t" => changes.tasks.push((TaskId(number as u32), decode(value)?)),
         "g" => changes.commits.push((number as u64, decode(value)?)),
+        "m" => changes.pages.push((number as u32, decode(value)?)),
         _ => changes.folds.push((number as u32, decode(value)?)),
     }
     Ok(())

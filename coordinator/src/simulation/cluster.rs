@@ -7,6 +7,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use flatbed_coordinator_core::page::PageRule;
 use flatbed_coordinator_core::schedule::ScheduleSettings;
 use flatbed_proto::reach::NoDial;
 use flatbed_types::{Codec, Instant};
@@ -195,6 +196,11 @@ fn options(world: &World) -> CoordinatorOptions {
         owner_lease_ms: world.between(2_000, 5_000),
         max_files: world.between(3, 12) as usize,
         fold_commits: world.between(2, 10) as usize,
+        pages: PageRule {
+            files: world.between(1, 4),
+            millis: world.between(500, 3_000),
+            most: world.between(2, 6),
+        },
         schedule: ScheduleSettings {
             reserved_slot_every,
             look_every_ms: 300,

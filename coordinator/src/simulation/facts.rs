@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 
 use super::check::{CLUSTER, JobChanges};
 use super::objects::Objects;
+use super::pages::PageFacts;
 use super::world::World;
 
 /// See the module.
@@ -38,6 +39,7 @@ pub(super) struct JobFacts {
     replaced: BTreeSet<Nonce>,
     /// Objects of commits that no merge has replaced, by name.
     named: BTreeMap<String, u64>,
+    pub pages: PageFacts,
 }
 
 impl JobFacts {
@@ -59,6 +61,7 @@ impl JobFacts {
             nonces: BTreeSet::new(),
             replaced: BTreeSet::new(),
             named: BTreeMap::new(),
+            pages: PageFacts::default(),
         }
     }
 
@@ -83,7 +86,12 @@ impl JobFacts {
         if let Some(record) = changes.record {
             self.change_record(record, objects, world)?;
         }
-        if changes.tasks.is_empty() && changes.commits.is_empty() && changes.folds.is_empty() {
+        if changes.tasks.is_empty()
+            && changes.commits.is_empty()
+            && changes.folds.is_empty()
+            && changes.pages.is_empty()
+        {
+            self.pages.check(self.record.as_ref(), self.commits.len() as u64)?;
             return self.check_coverage();
         }
         // What was allowed before: a commit and the end of its task come in one transaction.
@@ -97,12 +105,19 @@ impl JobFacts {
         for (number, commit) in changes.commits {
             self.change_commit(number, commit, &before, objects, world)?;
         }
+        for page in changes.pages {
+            self.pages.change(page, self.record.as_ref(), &self.commits, objects, world)?;
+        }
+        self.pages.check(self.record.as_ref(), self.commits.len() as u64)?;
         self.check_coverage()
     }
 
     /// I4.
     fn check_fence(&mut self, changes: &JobChanges, world: &World) -> Result<(), String> {
-        let owns_nothing = changes.tasks.is_empty() && changes.commits.is_empty() && changes.folds.is_empty();
+        let owns_nothing = changes.tasks.is_empty()
+            && changes.commits.is_empty()
+            && changes.folds.is_empty()
+            && changes.pages.is_empty();
         let Some(fence) = changes.fence else {
             let created = changes.record.is_none() || self.record.is_none();
             if let Some(owner) = &changes.owner {
@@ -308,6 +323,9 @@ impl JobFacts {
     }
 
     fn replace(&mut self, merge: &CommitRecord) -> Result<(), String> {
+        if !self.pages.is_empty() {
+            return Err("I8: files that a page lists are joined".to_owned());
+        }
         let mut lines = 0;
         for nonce in &merge.replaces {
             let is_data = |commit: &&CommitRecord| commit.outputs.iter().any(|output| output.nonce == *nonce);
@@ -396,7 +414,7 @@ impl JobFacts {
             [&record.draft, &record.roster, &record.merges, &record.manifest].into_iter().flatten();
         let folds = self.folds.values().map(|fold| &fold.object);
         let mut pointers = pointers.chain(&record.plans).chain(&record.key_lists).chain(folds);
-        if pointers.any(|pointer| pointer.key == key) {
+        if pointers.any(|pointer| pointer.key == key) || self.pages.is_object(key) {
             return Some("the job points at");
         }
         if self.named.contains_key(key) {

@@ -18,10 +18,12 @@
 
 mod attempt;
 mod check;
+mod client;
 mod cluster;
 mod facts;
 mod network;
 mod objects;
+mod pages;
 mod running;
 mod scenario;
 mod source;
@@ -49,4 +51,6 @@ enum Sabotage {
     NonceOfTask,
     /// A collector deletes what no commit names, by age.
     CollectByAge,
+    /// The store has lost the first page of a job; nobody says so.
+    ForgottenPage,
 }

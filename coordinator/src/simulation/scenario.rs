@@ -5,18 +5,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use flatbed_proto::convert::{Wire, required, u128_bytes};
+use flatbed_proto::wire::job::CreateJobRequest;
 use flatbed_proto::wire::job::jobs_server::Jobs;
-use flatbed_proto::wire::job::{CreateJobRequest, GetJobRequest, StopJobRequest};
 use flatbed_proto::wire::types as wire;
 use flatbed_types::job::JobState;
 use flatbed_types::manifest::Manifest;
+use flatbed_types::request::Dialect;
 use flatbed_types::task::OutputKind;
 use flatbed_types::{ExportRequest, JobId, Level, ResourceType};
 use tokio::task::JoinHandle;
-use tonic::{Code, Request};
+use tonic::Request;
 
 use super::Sabotage;
 use super::check::Checker;
+use super::client::{ANSWERS, ask, poll, stop};
 use super::cluster::Cluster;
 use super::facts::{self, JobFacts};
 use super::network::Network;
@@ -32,18 +34,6 @@ const END_WITHIN: Millis = 180_000;
 /// Until when objects of a deleted job may be left: the second deletion comes a quarter of an hour after the first, by
 /// clocks that differ by up to ten minutes.
 const SWEPT_WITHIN: Millis = 30 * 60_000;
-
-/// Tries of a call once everything is whole again: then coordinators must answer.
-const ANSWERS: u32 = 200;
-
-/// How long a client asks for its job, at least.
-const POLLED: Millis = 12_000;
-
-/// How long a stopped job may still be seen (`decisions.md` 9).
-const STALE: Millis = 1_000;
-
-/// From so long after the last fault on: before, its owner may be cut off, or a watch late.
-const WELL: Millis = 6_000;
 
 /// Of so many seeds one is followed until deleted jobs are swept.
 const SWEEP_EVERY: u64 = 16;
@@ -144,6 +134,8 @@ impl Scenario {
                 let types = ["Patient", "Observation", "Practitioner"];
                 request.types = types.map(ResourceType::of).into_iter().collect();
             }
+            request.form.partial_manifests = self.world.chance(350);
+            request.form.dialect = if self.world.chance(500) { Dialect::V4 } else { Dialect::Legacy };
             let id = u128::from(self.world.random()) << 64 | u128::from(self.world.random());
             (JobId(id), request)
         };
@@ -256,7 +248,11 @@ impl Scenario {
             return Err(format!("{missing} rows are missing, {extra} were not asked for"));
         }
         let most = self.cluster.options().max_files.max(facts.least_files());
-        if data().count() > most {
+        if request.form.partial_manifests {
+            if !facts.pages.are(&manifest) {
+                return Err("the pages list other files than the manifest".to_owned());
+            }
+        } else if data().count() > most {
             return Err(format!("{} files where {most} are allowed", data().count()));
         }
         self.world.note("result is right", &[]);
@@ -285,55 +281,6 @@ impl Scenario {
     }
 }
 
-/// Asks for the job now and then, and perhaps stops it.
-async fn poll(cluster: &Cluster, job: JobId) {
-    let world = &cluster.world;
-    let until = world.now() + POLLED;
-    let mut stop_at = world.chance(250).then(|| world.now() + world.below(POLLED));
-    let mut stopped = None;
-    while world.now() < until {
-        world.sleep(world.between(300, 2_500)).await;
-        if stop_at.take_if(|at| *at <= world.now()).is_some() {
-            stopped = stop(cluster, job).await.then(|| world.now());
-        }
-        let (asked, well) = (world.now(), world.is_well_for(WELL));
-        let message = GetJobRequest { job: u128_bytes(job.0), local_only: false };
-        let seen = ask(cluster, |services| async move {
-            services.get_job(Request::new(message)).await.map(|answer| answer.into_inner().job)
-        });
-        let seen = seen.await;
-        world.note(if seen.is_ok() { "job seen" } else { "job not seen" }, &[]);
-        if seen.is_ok() && stopped.is_some_and(|at| at + STALE <= asked) {
-            world.note("job seen after its stop", &[]);
-            if well {
-                world.violated(|| format!("{job} is seen although it was stopped"));
-            }
-        }
-    }
-}
-
-/// Asks for a stop until it is acknowledged; `false` if a coordinator says that there is no such job.
-async fn stop(cluster: &Cluster, job: JobId) -> bool {
-    let world = &cluster.world;
-    let mut patience = ANSWERS;
-    while patience > 0 {
-        patience -= u32::from(world.is_healed());
-        let message = StopJobRequest { job: u128_bytes(job.0) };
-        let stopped =
-            ask(cluster, |services| async move { services.stop_job(Request::new(message)).await.map(drop) });
-        match stopped.await {
-            Ok(()) => {
-                world.note("stopped", &[]);
-                return true;
-            }
-            Err(Code::NotFound) => return false,
-            Err(_) => world.sleep(400).await,
-        }
-    }
-    world.violated(|| format!("L1: {job} cannot be stopped"));
-    false
-}
-
 /// What a collector without the rule of dead attempts would do: what no commit names after a second is no one's.
 async fn collect_by_age(cluster: Arc<Cluster>, objects: Arc<Objects>, checker: Arc<Checker>) {
     let mut seen = BTreeSet::new();
@@ -346,23 +293,6 @@ async fn collect_by_age(cluster: Arc<Cluster>, objects: Arc<Objects>, checker: A
             cluster.objects.delete(old);
         }
         seen = keys;
-    }
-}
-
-/// Asks some coordinator, for as long as a gateway would.
-async fn ask<T, Fut>(
-    cluster: &Cluster,
-    call: impl FnOnce(crate::services::Services) -> Fut,
-) -> Result<T, Code>
-where
-    Fut: Future<Output = Result<T, tonic::Status>>,
-{
-    let place = cluster.world.below(cluster.places.len() as u64) as usize;
-    let Some(live) = cluster.live(place) else { return Err(Code::Unavailable) };
-    let limit = std::time::Duration::from_millis(4_000);
-    match tokio::time::timeout(limit, call(live.services)).await {
-        Ok(answer) => answer.map_err(|status| status.code()),
-        Err(_) => Err(Code::DeadlineExceeded),
     }
 }
 

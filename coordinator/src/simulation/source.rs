@@ -136,6 +136,7 @@ impl Source {
                 let is_wanted = match (&members, lane.section) {
                     (None, _) => true,
                     (Some(members), Section::Compartment) => members.contains(key.as_str()),
+                    (Some(_), Section::Organised) => false,
                     (Some(_), Section::Standalone) => {
                         let exported = matches!(&request.level, Level::Group(id) if id.as_str() == key);
                         lane.resource_type == ResourceType::GROUP && exported

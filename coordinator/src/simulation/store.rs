@@ -287,6 +287,10 @@ fn is_of_a_job(prefix: &[u8]) -> bool {
     [b"/t/", b"/g/", b"/s/"].iter().any(|area| prefix.windows(3).any(|part| part == *area))
 }
 
+fn is_first_page(key: &[u8]) -> bool {
+    key.windows(3).any(|part| part == b"/m/") && key.ends_with(b"/00000001")
+}
+
 fn lost() -> StoreError {
     StoreError::Unknown("simulated loss".to_owned())
 }
@@ -351,7 +355,11 @@ impl MetaStore for StoreClient {
                 None if world.fault("stale read", world.faults.read_stale) => past(state.compacted),
                 None => state.revision,
             };
-            (revision, state.range(prefix, revision))
+            let mut found = state.range(prefix, revision);
+            if world.is_sabotaged(Sabotage::ForgottenPage) && at.is_some() {
+                found.retain(|(key, _)| !is_first_page(key));
+            }
+            (revision, found)
         };
         self.delay().await;
         Ok(answer)

@@ -74,6 +74,12 @@ const HAPPENED: &[&str] = &[
     "committed",
     "folded",
     "merged",
+    "page",
+    "last page",
+    "page read",
+    "page read again",
+    "page not there",
+    "last page read",
     "object deleted",
     "answer: accepted",
     "answer: duplicate",
@@ -217,6 +223,14 @@ fn commits_of_what_was_not_written_are_found() {
 #[test]
 fn names_that_follow_from_the_task_are_found() {
     is_found(Sabotage::NonceOfTask, &["I7"]);
+}
+
+#[test]
+fn a_page_that_the_store_has_lost_fails_its_job() {
+    is_found(
+        Sabotage::ForgottenPage,
+        &["pages of the manifest that may have been read", "is not there any more"],
+    );
 }
 
 #[test]

@@ -14,6 +14,7 @@ use flatbed_types::{Codec, ErrorCode, ExportRequest, FhirId, Instant, Level, cap
 use serde_json::{Value, json};
 
 use crate::cli::Failure;
+use crate::service::door::CAPABILITIES;
 
 /// The form of data on standard output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -143,6 +144,16 @@ impl QueryOptions {
 
     /// The parameters of a GET, in a form that servers of all dialects read. Patients cannot be among them.
     pub fn query(&self) -> Vec<(&'static str, String)> {
+        let mut pairs = self.text_values();
+        if self.allow_partial_manifests {
+            pairs.push(("allowPartialManifests", "true".to_owned()));
+        }
+        pairs.extend(self.sizes().map(|(name, size)| (name, size.0.to_string())));
+        pairs
+    }
+
+    /// The parameters whose values are texts.
+    fn text_values(&self) -> Vec<(&'static str, String)> {
         let mut pairs = Vec::new();
         let mut list = |name, values: &[String]| {
             if !values.is_empty() {
@@ -157,13 +168,16 @@ impl QueryOptions {
             ("_since", self.since.clone()),
             ("_until", self.until.clone()),
             ("organizeOutputBy", self.organize_output_by.clone()),
-            ("allowPartialManifests", self.allow_partial_manifests.then(|| "true".to_owned())),
             ("_outputFormat", self.output_format.clone()),
-            ("_minimumFileSize", self.minimum_file_size.map(|size| size.0.to_string())),
-            ("_maximumFileSize", self.maximum_file_size.map(|size| size.0.to_string())),
         ];
         pairs.extend(single.into_iter().filter_map(|(name, value)| Some((name, value?))));
         pairs
+    }
+
+    fn sizes(&self) -> impl Iterator<Item = (&'static str, ByteSize)> {
+        let sizes =
+            [("_minimumFileSize", self.minimum_file_size), ("_maximumFileSize", self.maximum_file_size)];
+        sizes.into_iter().filter_map(|(name, size)| Some((name, size?)))
     }
 
     /// The same as the `Parameters` of a POST.
@@ -173,12 +187,12 @@ impl QueryOptions {
             "includeAssociatedData" => "valueCode",
             _ => "valueString",
         };
-        let typed = |name: &'static str, value: String| match name {
-            "allowPartialManifests" => json!({"name": name, "valueBoolean": true}),
-            _ => json!({"name": name, element(name): value}),
-        };
-        let mut parameter: Vec<Value> =
-            self.query().into_iter().map(|(name, value)| typed(name, value)).collect();
+        let typed = |(name, value): (&'static str, String)| json!({"name": name, element(name): value});
+        let mut parameter: Vec<Value> = self.text_values().into_iter().map(typed).collect();
+        if self.allow_partial_manifests {
+            parameter.push(json!({"name": "allowPartialManifests", "valueBoolean": true}));
+        }
+        parameter.extend(self.sizes().map(|(name, size)| json!({"name": name, "valuePositiveInt": size.0})));
         parameter.extend(self.patients.iter().map(|patient| {
             let reference =
                 if patient.contains('/') { patient.clone() } else { format!("Patient/{patient}") };
@@ -191,9 +205,10 @@ impl QueryOptions {
     pub fn request(&self, now: Instant) -> Result<ExportRequest, Failure> {
         let body = self.parameters().to_string();
         let level = self.level.0.clone();
-        let context = kickoff::Context { level, base: "", now, lenient: false };
-        let accepted = kickoff::parse(kickoff::Input::Post(body.as_bytes(), &[]), &context);
-        accepted.map(|accepted| accepted.request).map_err(|issues| Failure::Usage(texts(&issues)))
+        let context =
+            kickoff::Context { capabilities: CAPABILITIES, ..kickoff::Context::new(level, "", now) };
+        let parsed = kickoff::parse(kickoff::Input::Post(body.as_bytes(), &[]), &context);
+        parsed.map_err(|issues| Failure::Usage(texts(&issues)))
     }
 }
 
@@ -352,13 +367,47 @@ mod tests {
     }
 
     #[test]
+    fn every_option_reaches_the_request() {
+        let options = query(&[
+            "--level",
+            "patient",
+            "--type-filter",
+            "Patient?gender=male",
+            "--type-filter",
+            "Observation?status=final,amended",
+            "--elements",
+            "id,Patient.name",
+            "--organize-output-by",
+            "Patient",
+            "--allow-partial-manifests",
+            "--minimum-file-size",
+            "1KiB",
+            "--maximum-file-size",
+            "5GiB",
+            "--output-format",
+            "ndjson",
+        ]);
+        let request = options.request(now()).unwrap();
+        assert_eq!(request.filters, ["Patient?gender=male", "Observation?status=final,amended"]);
+        assert_eq!(request.elements.len(), 2);
+        assert!(request.by_patient && request.form.partial_manifests);
+        assert_eq!((request.min_file_bytes, request.max_file_bytes), (Some(1 << 10), Some(5 << 30)));
+        let sent = options.query();
+        assert!(sent.contains(&("allowPartialManifests", "true".to_owned())));
+        assert!(sent.contains(&("_maximumFileSize", (5_u64 << 30).to_string())));
+    }
+
+    #[test]
     fn what_is_not_supported_or_wrong_is_refused_by_name() {
         for (args, named) in [
-            (&["--type-filter", "Patient?gender=male"][..], "_typeFilter"),
-            (&["--elements", "id"], "_elements"),
+            (&["--type-filter", "Patient?_sort=name"][..], "_typeFilter"),
+            (&["--elements", "name.family"], "_elements"),
             (&["--organize-output-by", "Patient"], "organizeOutputBy"),
-            (&["--allow-partial-manifests"], "allowPartialManifests"),
-            (&["--maximum-file-size", "1GiB"], "_maximumFileSize"),
+            (&["--level", "patient", "--organize-output-by", "Claim"], "organizeOutputBy"),
+            (&["--include-associated-data", "_all"], "includeAssociatedData"),
+            (&["--include-associated-data", "LatestProvenanceResources"], "includeAssociatedData"),
+            (&["--minimum-file-size", "2", "--maximum-file-size", "2"], "_maximumFileSize"),
+            (&["--maximum-file-size", "0"], "_maximumFileSize"),
             (&["--output-format", "text/csv"], "_outputFormat"),
             (&["--type", "patient"], "_type"),
             (&["--since", "yesterday"], "_since"),

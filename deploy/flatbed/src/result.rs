@@ -13,7 +13,7 @@ use flatbed_proto::wire::types as wire;
 use flatbed_types::job::ObjectPointer;
 use flatbed_types::manifest::{Manifest, ManifestEntry};
 use flatbed_types::task::OutputKind;
-use flatbed_types::{Codec, Nonce, ResourceType};
+use flatbed_types::{Codec, ExportRequest, Nonce, ResourceType};
 use object_store::local::LocalFileSystem;
 use object_store::{ObjectStore, ObjectStoreExt};
 use prost::Message;
@@ -41,7 +41,7 @@ pub async fn read_manifest(objects: &dyn ObjectStore, pointer: &ObjectPointer) -
 /// A file of the folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlacedFile {
-    /// Resources or outcomes.
+    /// Resources, deletions or outcomes.
     pub kind: OutputKind,
     /// The type of its rows.
     pub resource_type: ResourceType,
@@ -74,12 +74,14 @@ pub fn file_name(resource_type: ResourceType, number: u64, codec: Codec) -> Stri
     format!("{resource_type}.{number}.ndjson{}", codec.suffix())
 }
 
-/// Moves the files of a manifest from the store into the folder and writes `manifest.json`, last.
+/// Moves the files of a manifest from the store into the folder and writes `manifest.json`, last, in the form that the
+/// request asks for.
 ///
 /// # Errors
 /// When a file cannot be moved. The folder then has no manifest, and the next run cleans it.
 pub fn place(
     manifest: &Manifest,
+    request: &ExportRequest,
     request_url: &str,
     store: &LocalFileSystem,
     out: &Path,
@@ -99,10 +101,11 @@ pub fn place(
     }
     folder::sync_folder(out).with_context(|| format!("cannot write to {}", out.display()))?;
     let by_file: BTreeMap<Nonce, &String> = names.iter().map(|(entry, name)| (entry.file, name)).collect();
-    let facts = fhir::ManifestFacts { request_url, requires_access_token: false };
+    let facts = fhir::ManifestFacts::new(manifest, request, request_url, false);
     let url_of =
         |entry: &ManifestEntry| by_file.get(&entry.file).map(|name| (*name).clone()).unwrap_or_default();
-    let json = fhir::manifest(manifest, facts, &url_of);
+    let page = fhir::Page { entries: &manifest.entries, next: None };
+    let json = fhir::manifest(page, facts, &url_of);
     folder::write_json_atomically(&out.join("manifest.json"), &json)?;
     let placed = names.into_iter().map(|(entry, name)| PlacedFile {
         kind: entry.kind,
@@ -137,7 +140,7 @@ pub fn undo_placing(out: &Path, work: &Path) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use flatbed_types::Instant;
+    use flatbed_types::{Instant, Level};
 
     fn entry(kind: OutputKind, resource_type: ResourceType, file: u64) -> ManifestEntry {
         ManifestEntry {
@@ -169,6 +172,7 @@ mod tests {
                 empty,
                 entry(OutputKind::Data, patient, 2),
                 entry(OutputKind::Outcome, ResourceType::OPERATION_OUTCOME, 3),
+                entry(OutputKind::Deleted, ResourceType::BUNDLE, 4),
             ],
         };
         for (entry, _) in names(&manifest) {
@@ -176,14 +180,16 @@ mod tests {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, entry.file.to_string()).unwrap();
         }
-        let placed = place(&manifest, "r", &store, &out, &work).unwrap();
-        assert_eq!(placed.len(), 3);
+        let request = ExportRequest::everything(Level::System);
+        let placed = place(&manifest, &request, "r", &store, &out, &work).unwrap();
+        assert_eq!(placed.len(), 4);
         let second = std::fs::read_to_string(out.join("Patient.2.ndjson.gz")).unwrap();
         assert_eq!(second, Nonce(2).to_string());
         let json: serde_json::Value =
             serde_json::from_slice(&std::fs::read(out.join("manifest.json")).unwrap()).unwrap();
         assert_eq!(json["output"][1]["url"], "Patient.2.ndjson.gz");
         assert_eq!(json["error"][0]["url"], "OperationOutcome.1.ndjson.gz");
+        assert_eq!(json["deleted"][0]["url"], "Bundle.1.ndjson.gz");
         assert_eq!(json["requiresAccessToken"], false);
 
         std::fs::write(out.join("notes.txt"), "mine").unwrap();

@@ -84,9 +84,10 @@ fn a_job_that_cannot_be_done_says_why_and_leaves_an_empty_folder() {
     assert_eq!(failed.status.code(), Some(1));
     assert!(stderr(&failed).contains("Group/none"), "{}", stderr(&failed));
     assert_eq!(std::fs::read_dir(&out).unwrap().count(), 0);
-    let unsupported = flatbed(&["export", "--source", "synthetic:", "--elements", "id", "--out", "unused"]);
+    let args = ["export", "--source", "synthetic:", "--include-associated-data", "_all", "--out", "unused"];
+    let unsupported = flatbed(&args);
     assert_eq!(unsupported.status.code(), Some(2));
-    assert!(stderr(&unsupported).contains("_elements"));
+    assert!(stderr(&unsupported).contains("includeAssociatedData"));
     assert_eq!(flatbed(&["serve", "--source", "synthetic:", "--auth", "smart"]).status.code(), Some(2));
 }
 

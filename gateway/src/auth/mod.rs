@@ -31,11 +31,18 @@ pub struct JobFacts {
     pub state: JobState,
     /// When its files go away, once that is fixed.
     pub expires: Option<Instant>,
+    /// Whether files can be read before it is complete: pages of its manifest list them (PP-02).
+    pub has_pages: bool,
 }
 
 impl From<&JobRecord> for JobFacts {
     fn from(record: &JobRecord) -> JobFacts {
-        JobFacts { owner: record.client.clone(), state: record.state, expires: record.expires }
+        JobFacts {
+            owner: record.client.clone(),
+            state: record.state,
+            expires: record.expires,
+            has_pages: record.pages > 0,
+        }
     }
 }
 
@@ -70,7 +77,8 @@ pub fn decide(client: &ClientId, action: Action<'_>, job: Option<&JobFacts>, now
         (JobState::Deleting | JobState::Gone, _) => Decision::Gone,
         (JobState::Complete | JobState::Failed, _) if expired => Decision::Gone,
         (JobState::Complete, _) => Decision::Allow,
-        (_, Action::ReadFile) => Decision::NotFound,
+        (JobState::Failed, Action::ReadFile) => Decision::NotFound,
+        (_, Action::ReadFile) if !job.has_pages => Decision::NotFound,
         (
             JobState::Planning
             | JobState::Running
@@ -90,9 +98,10 @@ mod tests {
 
     const NOW: Instant = Instant::from_millis(1_000);
     /// The decisions for (status, stop, file) on a job of one's own.
-    fn row(state: JobState, expires: Option<i64>) -> [Decision; 3] {
+    fn row(state: JobState, expires: Option<i64>, has_pages: bool) -> [Decision; 3] {
         let owner = ClientId::open();
-        let facts = JobFacts { owner: owner.clone(), state, expires: expires.map(Instant::from_millis) };
+        let expires = expires.map(Instant::from_millis);
+        let facts = JobFacts { owner: owner.clone(), state, expires, has_pages };
         let actions = [Action::ReadStatus, Action::StopJob, Action::ReadFile];
         actions.map(|action| decide(&owner, action, Some(&facts), NOW))
     }
@@ -108,9 +117,21 @@ mod tests {
                 JobState::Deleting | JobState::Gone => ([NotFound; 3], [Gone; 3]),
                 _ => ([Allow, Allow, NotFound], [Allow, Allow, NotFound]),
             };
-            assert_eq!(row(state, None), in_time, "{state:?}");
-            assert_eq!(row(state, Some(1_001)), in_time, "{state:?}");
-            assert_eq!(row(state, Some(1_000)), late, "{state:?}, ST-07");
+            assert_eq!(row(state, None, false), in_time, "{state:?}");
+            assert_eq!(row(state, Some(1_001), false), in_time, "{state:?}");
+            assert_eq!(row(state, Some(1_000), false), late, "{state:?}, ST-07");
+        }
+    }
+
+    #[test]
+    fn pp_02_files_of_pages_can_be_read_before_the_job_is_complete() {
+        for state in JobState::ALL {
+            let running = row(state, None, false) == [Decision::Allow, Decision::Allow, Decision::NotFound]
+                && state != JobState::Failed;
+            let [status, stop, file] = row(state, None, true);
+            assert_eq!([status, stop], [row(state, None, false)[0], row(state, None, false)[1]], "{state:?}");
+            let expected = if running { Decision::Allow } else { row(state, None, false)[2] };
+            assert_eq!(file, expected, "{state:?}");
         }
     }
 
@@ -119,7 +140,8 @@ mod tests {
         let owner: ClientId = "a".parse().unwrap();
         let other: ClientId = "b".parse().unwrap();
         for state in JobState::ALL {
-            let facts = JobFacts { owner: owner.clone(), state, expires: Some(Instant::from_millis(1)) };
+            let expires = Some(Instant::from_millis(1));
+            let facts = JobFacts { owner: owner.clone(), state, expires, has_pages: true };
             for action in [Action::ReadStatus, Action::StopJob, Action::ReadFile] {
                 assert_eq!(decide(&other, action, Some(&facts), NOW), Decision::NotFound);
                 assert_eq!(decide(&other, action, None, NOW), Decision::NotFound);

@@ -9,5 +9,5 @@ mod manifests;
 mod objects;
 
 pub(crate) use links::Links;
-pub(crate) use manifests::Manifests;
+pub(crate) use manifests::{LoadedManifest, Manifests};
 pub(crate) use objects::{Objects, ReadError};

@@ -27,13 +27,14 @@ pub(super) enum GivenValue<'a> {
 }
 
 impl Given<'_> {
-    /// The name as it may be shown in an error: short and printable, since it comes from outside.
+    /// The name as it may be shown in an error.
     pub fn shown_name(&self) -> String {
         shown(&self.name)
     }
 }
 
-fn shown(name: &str) -> String {
+/// A text from outside as it may be shown in an error: short and printable.
+pub(super) fn shown(name: &str) -> String {
     let printable = |c: char| if c.is_ascii_graphic() { c } else { '?' };
     name.chars().take(64).map(printable).collect()
 }

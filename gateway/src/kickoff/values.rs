@@ -1,97 +1,205 @@
-//! Readers of single parameter values.
+//! Readers of single parameter values. They know the form of a value, not what it means beside others.
 
-use flatbed_types::{FhirId, Instant, ResourceType, caps};
+use flatbed_types::request::{Associated, Dialect, Element};
+use flatbed_types::{FhirId, Instant, ResourceType};
 use serde_json::Value;
 
-use super::Fault;
-use super::given::{Given, GivenValue};
+use super::given::{GivenValue, shown};
+use super::parameters::Occurrence;
 use crate::fhir::IssueCode;
 
-/// The text of a value that stands in one of these elements. The first of them is the right one, the others
-/// are coercions that lose nothing (PM-69).
-fn text<'a>(given: &'a Given<'_>, elements: &[&str]) -> Result<&'a str, Fault> {
-    match &given.value {
+/// What is wrong with a value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Fault {
+    /// Its kind. `NOT_SUPPORTED` is what this server does not do, though another might.
+    pub code: IssueCode,
+    /// What and how to do better.
+    pub text: String,
+}
+
+impl Fault {
+    /// Against the rules.
+    pub fn invalid(text: impl Into<String>) -> Fault {
+        Fault { code: IssueCode::INVALID, text: text.into() }
+    }
+
+    /// Not done by this server.
+    pub fn unsupported(text: impl Into<String>) -> Fault {
+        Fault { code: IssueCode::NOT_SUPPORTED, text: text.into() }
+    }
+
+    /// More than one request may ask for.
+    pub fn too_costly(text: impl Into<String>) -> Fault {
+        Fault { code: IssueCode::TOO_COSTLY, text: text.into() }
+    }
+
+    /// Several as one; unsupported only if all are.
+    pub fn all(faults: Vec<Fault>) -> Result<(), Fault> {
+        let code = match faults.as_slice() {
+            [] => return Ok(()),
+            [first, ..] => {
+                faults.iter().find(|each| each.code != IssueCode::NOT_SUPPORTED).unwrap_or(first).code
+            }
+        };
+        let texts: Vec<String> = faults.into_iter().map(|fault| fault.text).collect();
+        Err(Fault { code, text: texts.join("; ") })
+    }
+}
+
+/// Whether a value stands in the element of one of these types.
+fn stands_in(element: &str, types: &[&str]) -> bool {
+    let named = element.strip_prefix("value").unwrap_or_default();
+    types.iter().any(|each| named.get(1..) == each.get(1..) && named.eq_ignore_ascii_case(each))
+}
+
+fn expected(types: &[&str]) -> Fault {
+    let right = types.first().copied().unwrap_or_default();
+    let (first, rest) = right.split_at(right.len().min(1));
+    Fault::invalid(format!("expected value{}{rest}", first.to_ascii_uppercase()))
+}
+
+/// The text of a value (PM-69).
+pub(super) fn text<'a>(given: &Occurrence<'a>) -> Result<&'a str, Fault> {
+    match given.value {
         GivenValue::Query(text) => Ok(text),
-        GivenValue::Typed(element, Value::String(text)) if elements.contains(&element.as_str()) => Ok(text),
-        GivenValue::Typed(..) => Err(format!("expected {}", elements[0]).into()),
+        GivenValue::Typed(element, Value::String(text)) if stands_in(element, given.types) => Ok(text),
+        GivenValue::Typed(..) => Err(expected(given.types)),
+    }
+}
+
+/// The items of a list: one in the 4.0 dialect, where a comma is an error; else as many as there are between commas
+/// (PM-23 to PM-25).
+pub(super) fn list<'a>(given: &Occurrence<'a>, dialect: Dialect, what: &str) -> Result<Vec<&'a str>, Fault> {
+    items(text(given)?, dialect, what)
+}
+
+fn items<'a>(text: &'a str, dialect: Dialect, what: &str) -> Result<Vec<&'a str>, Fault> {
+    if dialect == Dialect::V4 && text.contains(',') {
+        return Err(Fault::invalid(
+            "takes one value each; repeat the parameter instead of a list with commas",
+        ));
+    }
+    let items: Vec<&str> = text.split(',').map(str::trim).filter(|item| !item.is_empty()).collect();
+    if items.is_empty() {
+        Err(Fault::invalid(format!("names no {what}; leave it out for all")))
+    } else {
+        Ok(items)
     }
 }
 
 /// `_outputFormat` (PM-01 to PM-05).
-pub(super) fn output_format(given: &Given<'_>) -> Result<(), Fault> {
-    let text = text(given, &["valueString", "valueCode"])?;
-    let name = text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase().replace(' ', "+");
-    match name.as_str() {
+pub(super) fn output_format(given: &Occurrence<'_>) -> Result<(), Fault> {
+    let name = text(given)?.split(';').next().unwrap_or_default();
+    match name.trim().to_ascii_lowercase().replace(' ', "+").as_str() {
         "application/fhir+ndjson" | "application/ndjson" | "ndjson" => Ok(()),
-        _ => {
-            let text = "not a format of this server; use application/fhir+ndjson".to_owned();
-            Err(Fault { code: IssueCode::NOT_SUPPORTED, text })
-        }
+        _ => Err(Fault::unsupported("not a format of this server; use application/fhir+ndjson")),
     }
 }
 
 /// `_since` and `_until` (PM-13, PM-14).
-pub(super) fn instant(given: &Given<'_>) -> Result<Instant, Fault> {
-    let text = text(given, &["valueInstant", "valueDateTime", "valueString"])?;
-    let parsed = match &given.value {
+pub(super) fn instant(given: &Occurrence<'_>) -> Result<Instant, Fault> {
+    let text = text(given)?;
+    let parsed = match given.value {
         // The zone's `+` of an URL that was not escaped.
         GivenValue::Query(_) => text.replace(' ', "+").parse(),
         GivenValue::Typed(..) => text.parse(),
     };
-    parsed.map_err(|fault: flatbed_types::instant::InvalidInstant| fault.to_string().into())
+    parsed.map_err(|fault: flatbed_types::instant::InvalidInstant| Fault::invalid(fault.to_string()))
 }
 
-/// `_type` (PM-21 to PM-28): the valid types of the list, and what is wrong with the others.
-pub(super) fn types(given: &Given<'_>) -> (Vec<ResourceType>, Option<Fault>) {
-    let list = match text(given, &["valueString", "valueCode"]) {
-        Ok(list) => list,
-        Err(fault) => return (Vec::new(), Some(fault)),
-    };
-    let names: Vec<&str> = list.split(',').map(str::trim).filter(|name| !name.is_empty()).collect();
-    if names.is_empty() {
-        return (Vec::new(), Some("names no type; leave it out to export all types".to_owned().into()));
+/// One name of `_type` (PM-21 to PM-28).
+pub(super) fn exportable_type(name: &str) -> Result<ResourceType, Fault> {
+    match name.parse::<ResourceType>() {
+        Ok(each) if each.is_exportable() => Ok(each),
+        Ok(each) => Err(Fault::unsupported(format!("{each} is not a type that can be exported"))),
+        Err(_) => Err(Fault::unsupported(unknown_type(name))),
     }
-    if names.len() > caps::MAX_TYPES {
-        let text = format!("more than {} types", caps::MAX_TYPES);
-        return (Vec::new(), Some(Fault { code: IssueCode::TOO_COSTLY, text }));
-    }
-    let mut types = Vec::new();
-    let mut faults = Vec::new();
-    for name in names {
-        match name.parse::<ResourceType>() {
-            Ok(each) if each.is_exportable() => types.push(each),
-            Ok(each) => faults.push(format!("{each} is not a type that can be exported")),
-            Err(_) => faults.push(unknown_type(name)),
-        }
-    }
-    let fault =
-        (!faults.is_empty()).then(|| Fault { code: IssueCode::NOT_SUPPORTED, text: faults.join("; ") });
-    (types, fault)
 }
 
 fn unknown_type(name: &str) -> String {
-    let shown: String = name.chars().take(64).map(|c| if c.is_ascii_graphic() { c } else { '?' }).collect();
+    let shown = shown(name);
     match ResourceType::all().find(|each| each.name().eq_ignore_ascii_case(name)) {
         Some(near) => format!("{shown} is not a resource type of FHIR R4 (did you mean {near}?)"),
         None => format!("{shown} is not a resource type of FHIR R4"),
     }
 }
 
+/// One name of `_elements` (PM-30).
+pub(super) fn element(name: &str) -> Result<Element, Fault> {
+    name.parse().map_err(|fault| Fault::invalid(format!("{}: {fault}", shown(name))))
+}
+
 /// `patient` (PM-40): `Patient/id`, relative or below the base of this server. The text of a fault does not
 /// repeat the value.
-pub(super) fn patient(given: &Given<'_>, base: &str) -> Result<FhirId, Fault> {
-    let GivenValue::Typed(element, value) = &given.value else {
-        return Err("only in the Parameters body of a POST".to_owned().into());
+pub(super) fn patient(given: &Occurrence<'_>, base: &str) -> Result<FhirId, Fault> {
+    let GivenValue::Typed(element, value) = given.value else {
+        return Err(expected(given.types));
     };
-    let reference = match (element.as_str(), value.get("reference")) {
-        ("valueReference", Some(Value::String(reference))) => reference,
-        ("valueReference", _) => {
-            return Err("a reference without `reference`; write Patient/<id>".to_owned().into());
-        }
-        _ => return Err("expected valueReference".to_owned().into()),
+    let reference = match value.get("reference") {
+        _ if !stands_in(element, given.types) => return Err(expected(given.types)),
+        Some(Value::String(reference)) => reference,
+        _ => return Err(Fault::invalid("a reference without `reference`; write Patient/<id>")),
     };
     let below_base = reference.strip_prefix(base).and_then(|rest| rest.strip_prefix('/'));
     let id = below_base.unwrap_or(reference).strip_prefix("Patient/");
     let parsed = id.and_then(|id| id.parse().ok());
-    parsed.ok_or_else(|| "not a reference to a patient of this server; write Patient/<id>".to_owned().into())
+    parsed.ok_or_else(|| Fault::invalid("not a reference to a patient of this server; write Patient/<id>"))
+}
+
+/// Where the codes of `includeAssociatedData` come from, now and as announced (PM-44).
+const ASSOCIATED_SYSTEMS: [&str; 2] = [
+    "http://hl7.org/fhir/uv/bulkdata/CodeSystem/include-associated-data",
+    "http://terminology.hl7.org/CodeSystem/include-associated-data",
+];
+
+/// The codes of one `includeAssociatedData` (PM-44): a `Coding`, or a list of codes.
+pub(super) fn associated_codes<'a>(given: &Occurrence<'a>, dialect: Dialect) -> Result<Vec<&'a str>, Fault> {
+    let GivenValue::Typed(element, coding @ Value::Object(_)) = given.value else {
+        return items(text(given)?, dialect, "code");
+    };
+    if element != "valueCoding" || !stands_in(element, given.types) {
+        return Err(expected(given.types));
+    }
+    let system = coding.get("system").and_then(Value::as_str);
+    if system.is_some_and(|system| !ASSOCIATED_SYSTEMS.contains(&system)) {
+        return Err(Fault::unsupported(format!("not a code of {}", ASSOCIATED_SYSTEMS[0])));
+    }
+    let code = coding.get("code").and_then(Value::as_str);
+    code.map(|code| vec![code]).ok_or_else(|| Fault::invalid("a Coding without `code`"))
+}
+
+/// What a code of `includeAssociatedData` asks for (PM-44, PM-46).
+pub(super) fn associated(code: &str) -> Result<Associated, Fault> {
+    match code {
+        "LatestProvenanceResources" => Ok(Associated::LatestProvenance),
+        "RelevantProvenanceResources" => Ok(Associated::RelevantProvenance),
+        _ => Err(Fault::unsupported(format!(
+            "{} is not a code of this server; it has LatestProvenanceResources and RelevantProvenanceResources",
+            shown(code)
+        ))),
+    }
+}
+
+/// A boolean, as such or spelled out (PM-62).
+pub(super) fn boolean(given: &Occurrence<'_>) -> Result<bool, Fault> {
+    let text = match given.value {
+        GivenValue::Typed(element, Value::Bool(value)) if stands_in(element, given.types) => {
+            return Ok(*value);
+        }
+        _ => text(given)?,
+    };
+    text.parse().map_err(|_| Fault::invalid("expected true or false"))
+}
+
+/// A number of bytes (PM-64): not held to the 31 bits of a `positiveInt`, since files may be larger.
+pub(super) fn bytes(given: &Occurrence<'_>) -> Result<u64, Fault> {
+    let number = match given.value {
+        GivenValue::Typed(element, Value::Number(number)) if stands_in(element, given.types) => {
+            number.as_u64()
+        }
+        _ => text(given)?.parse().ok(),
+    };
+    number
+        .filter(|bytes| *bytes > 0)
+        .ok_or_else(|| Fault::invalid("expected a number of bytes greater than 0"))
 }

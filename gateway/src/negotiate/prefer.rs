@@ -9,6 +9,8 @@ pub struct Preferences {
     pub respond_async: bool,
     /// `handling=lenient` (KO-23); of several `handling` preferences the first counts.
     pub lenient: bool,
+    /// `separate-export-status` (KO-21).
+    pub separate_export_status: bool,
 }
 
 impl Preferences {
@@ -23,6 +25,8 @@ impl Preferences {
             let (name, value) = (name.trim(), value.trim().trim_matches('"'));
             if name.eq_ignore_ascii_case("respond-async") {
                 read.respond_async = true;
+            } else if name.eq_ignore_ascii_case("separate-export-status") {
+                read.separate_export_status = true;
             } else if name.eq_ignore_ascii_case("handling") {
                 handling.get_or_insert(value.eq_ignore_ascii_case("lenient"));
             }
@@ -30,14 +34,15 @@ impl Preferences {
         Preferences { lenient: handling.unwrap_or(false), ..read }
     }
 
-    /// The value of `Preference-Applied` (KO-22, KO-25): only what was asked for and done.
-    pub fn applied(self) -> Option<&'static str> {
-        match (self.respond_async, self.lenient) {
-            (true, true) => Some("respond-async, handling=lenient"),
-            (true, false) => Some("respond-async"),
-            (false, true) => Some("handling=lenient"),
-            (false, false) => None,
-        }
+    /// The value of `Preference-Applied` (KO-21, KO-25): only what was asked for and done.
+    pub fn applied(self) -> Option<String> {
+        let all = [
+            (self.respond_async, "respond-async"),
+            (self.separate_export_status, "separate-export-status"),
+            (self.lenient, "handling=lenient"),
+        ];
+        let applied: Vec<&str> = all.into_iter().filter_map(|(done, name)| done.then_some(name)).collect();
+        (!applied.is_empty()).then(|| applied.join(", "))
     }
 }
 
@@ -45,6 +50,11 @@ impl Preferences {
 mod tests {
     use super::*;
     use http::{HeaderName, HeaderValue};
+
+    fn read(lines: &[&str]) -> Preferences {
+        let name = || HeaderName::from_static("prefer");
+        Preferences::of(&lines.iter().map(|line| (name(), HeaderValue::from_str(line).unwrap())).collect())
+    }
 
     #[test]
     fn ko_18_to_25_preferences() {
@@ -57,20 +67,20 @@ mod tests {
             (&["  RESPOND-ASYNC ,  Handling = \"Lenient\" "], true, true),
             (&["respond-async, handling=strict"], true, false),
             (&["handling=strict, handling=lenient"], false, false),
-            (&["respond-async, separate-export-status"], true, false),
+            (&["respond-async, separate-export-state"], true, false),
             (&["respond-asynchronously, wait=respond-async"], false, false),
         ];
         for (lines, respond_async, lenient) in table {
-            let name = || HeaderName::from_static("prefer");
-            let headers = lines.iter().map(|line| (name(), HeaderValue::from_str(line).unwrap())).collect();
-            assert_eq!(Preferences::of(&headers), Preferences { respond_async, lenient }, "{lines:?}");
+            let expected = Preferences { respond_async, lenient, separate_export_status: false };
+            assert_eq!(read(lines), expected, "{lines:?}");
         }
     }
 
     #[test]
-    fn ko_22_only_what_was_done_is_claimed() {
-        let both = Preferences { respond_async: true, lenient: true };
-        assert_eq!(both.applied(), Some("respond-async, handling=lenient"));
+    fn ko_21_ko_25_what_was_done_is_claimed_and_nothing_else() {
+        let all = read(&["handling=lenient", "Separate-Export-Status, respond-async"]);
+        assert_eq!(all.applied().unwrap(), "respond-async, separate-export-status, handling=lenient");
+        assert_eq!(read(&["respond-async, wait=5"]).applied().unwrap(), "respond-async");
         assert_eq!(Preferences::default().applied(), None);
     }
 }

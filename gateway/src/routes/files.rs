@@ -1,4 +1,4 @@
-//! Files of complete jobs (rows FL): streamed from the store as the client takes them, or, where the store signs
+//! Files of complete jobs, and those that pages list (rows FL): streamed from the store as the client takes them, or, where the store signs
 //! links and the client takes the file as it rests, fetched by the client from the store itself.
 //!
 //! Each form of a file (as stored, or decoded) is a representation of its own with a strong ETag of its own,
@@ -18,14 +18,15 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use super::refusal::Refusal;
 use super::{App, Shared};
 use crate::auth::Action;
-use crate::delivery::ReadError;
+use crate::delivery::{LoadedManifest, ReadError};
 use crate::fhir::IssueCode;
+use crate::jobs::JobView;
 use crate::negotiate::coding::{Form, choose};
 use crate::negotiate::conditional::{if_match_holds, is_known, range_counts};
 use crate::negotiate::media::{Acceptance, FHIR_NDJSON, accepts_ndjson};
 use crate::negotiate::range::{Part, requested_part};
 
-/// `<base>/export/{job}/file/{file}`.
+/// `<base>/export/{job}/file/{file}`: a file of a complete job.
 pub(super) async fn file(
     State(app): State<App>,
     path: Result<Path<(String, String)>, PathRejection>,
@@ -33,12 +34,47 @@ pub(super) async fn file(
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
     let Path((job, file)) = path.map_err(|_| Refusal::no_such_job())?;
-    if method != Method::GET && method != Method::HEAD {
-        return Err(Refusal::method("GET, HEAD"));
-    }
-    let view = app.guarded_job(&job, Action::ReadFile).await?;
+    let view = readable(&app, &job, &method).await?;
     let pointer = view.record.manifest.as_ref().ok_or_else(Refusal::no_such_job)?;
     let loaded = app.manifests.get(&app.objects, pointer).await?;
+    answer(&app, &view, &loaded, &file, Asked { method, headers }).await
+}
+
+/// `<base>/export/{job}/manifest/{page}/file/{file}`: a file that a page lists, complete or not the job may be.
+pub(super) async fn file_of_page(
+    State(app): State<App>,
+    path: Result<Path<(String, String, String)>, PathRejection>,
+    method: Method,
+    headers: HeaderMap,
+) -> Result<Response, Refusal> {
+    let Path((job, page, file)) = path.map_err(|_| Refusal::no_such_job())?;
+    let view = readable(&app, &job, &method).await?;
+    let page = page.parse().ok().filter(|page| (1..=view.record.pages).contains(page));
+    let (loaded, _) = app.page(view.record.id, page.ok_or_else(Refusal::no_such_job)?).await?;
+    answer(&app, &view, &loaded, &file, Asked { method, headers }).await
+}
+
+async fn readable(app: &Shared, job: &str, method: &Method) -> Result<JobView, Refusal> {
+    if *method != Method::GET && *method != Method::HEAD {
+        return Err(Refusal::method("GET, HEAD"));
+    }
+    app.guarded_job(job, Action::ReadFile).await
+}
+
+/// How a file is asked for.
+struct Asked {
+    method: Method,
+    headers: HeaderMap,
+}
+
+async fn answer(
+    app: &Shared,
+    view: &JobView,
+    loaded: &LoadedManifest,
+    file: &str,
+    asked: Asked,
+) -> Result<Response, Refusal> {
+    let Asked { method, headers } = asked;
     let entry = file.parse::<Nonce>().ok().and_then(|file| loaded.entry(file));
     let entry = entry.ok_or_else(Refusal::no_such_job)?;
     if accepts_ndjson(&headers) == Acceptance::Excluded {
@@ -55,11 +91,11 @@ pub(super) async fn file(
         let left = view.record.expires.map_or(Duration::MAX, |expires| {
             Duration::from_millis(u64::try_from(expires.millis() - app.now().millis()).unwrap_or(0))
         });
-        if let Some(redirect) = redirected(&app, entry, left).await {
+        if let Some(redirect) = redirected(app, entry, left).await {
             return Ok(redirect);
         }
     }
-    respond(&app, &representation, method == Method::HEAD, &headers).await
+    respond(app, &representation, method == Method::HEAD, &headers).await
 }
 
 /// Whether a precondition of the request is about our entity tag. The store has tags of its own, so such a request

@@ -52,7 +52,8 @@ pre { background: #f3f3f3; color: #111; padding: .8rem; overflow-x: auto; }
 <body>
 <h1>Flatbed</h1>
 <p>This is a FHIR R4 <a href="https://hl7.org/fhir/uv/bulkdata/">Bulk Data</a> export server.
-Its FHIR base is <code>{base}</code>, and <a href="{base}/metadata">metadata</a> says what it can do.</p>
+Its FHIR base is <code>{base}</code>; <a href="{base}/metadata">metadata</a> says what it can do,
+<a href="{base}/openapi.json">openapi.json</a> what it answers.</p>
 <h2>Start an export</h2>
 <pre>curl -i '{base}/Patient/$export?_type=Patient,Observation' \
   -H 'Accept: application/fhir+json' -H 'Prefer: respond-async'</pre>

@@ -6,7 +6,9 @@ use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::response::Response;
+use axum::routing::{MethodRouter, any};
 use bytes::Bytes;
+use flatbed_types::request::Dialect;
 use flatbed_types::{ErrorCode, ExportRequest, FhirId, JobId, Level, caps};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 
@@ -15,7 +17,7 @@ use super::{App, Shared, query_pairs};
 use crate::auth::Action;
 use crate::fhir::{Issue, IssueCode, operation_outcome};
 use crate::jobs::KickOff;
-use crate::kickoff::{Accepted, Context, HeaderFacts, Input, check_headers, parse};
+use crate::kickoff::{Context, HeaderFacts, Input, check_headers, parse};
 use crate::negotiate::media::{
     Acceptance, BodyType, FHIR_JSON, accepts_fhir_json, body_type, format_is_json,
 };
@@ -27,35 +29,71 @@ const BODY: Duration = Duration::from_secs(30);
 /// Longest idempotency key: a UUID needs 36.
 const MAX_IDEMPOTENCY_KEY: usize = 255;
 
-/// `<base>/$export` (KO-03).
-pub(super) async fn system(State(app): State<App>, request: Request) -> Result<Response, Refusal> {
-    kick_off(&app, Level::System, "", request).await
+/// `<base>/$export` (KO-03) or `<base>/$export-v4`.
+pub(super) fn system(dialect: Dialect) -> MethodRouter<App> {
+    any(async move |State(app): State<App>, request: Request| {
+        kick_off(&app, Operation { dialect, level: Level::System }, request).await
+    })
 }
 
-/// `<base>/Patient/$export` (KO-01).
-pub(super) async fn patient(State(app): State<App>, request: Request) -> Result<Response, Refusal> {
-    kick_off(&app, Level::Patient, "/Patient", request).await
+/// The same at `<base>/Patient` (KO-01).
+pub(super) fn patient(dialect: Dialect) -> MethodRouter<App> {
+    any(async move |State(app): State<App>, request: Request| {
+        kick_off(&app, Operation { dialect, level: Level::Patient }, request).await
+    })
 }
 
-/// `<base>/Group/{id}/$export` (KO-02).
-pub(super) async fn group(
-    State(app): State<App>,
-    path: Result<Path<String>, PathRejection>,
-    request: Request,
-) -> Result<Response, Refusal> {
-    let id = path.ok().and_then(|Path(id)| id.parse::<FhirId>().ok());
-    let id = id.ok_or_else(|| Refusal::class(ErrorCode::NotFound, "there is no such Group"))?;
-    let path = format!("/Group/{id}");
-    kick_off(&app, Level::Group(id), &path, request).await
+/// The same at `<base>/Group/{id}` (KO-02).
+pub(super) fn group(dialect: Dialect) -> MethodRouter<App> {
+    type Id = Result<Path<String>, PathRejection>;
+    any(async move |State(app): State<App>, path: Id, request: Request| {
+        let id = path.ok().and_then(|Path(id)| id.parse::<FhirId>().ok());
+        let id = id.ok_or_else(|| Refusal::class(ErrorCode::NotFound, "there is no such Group"))?;
+        kick_off(&app, Operation { dialect, level: Level::Group(id) }, request).await
+    })
 }
 
-async fn kick_off(app: &Shared, level: Level, path: &str, request: Request) -> Result<Response, Refusal> {
+/// The operation that a URL names.
+struct Operation {
+    /// `Legacy` for `$export`, `V4` for `$export-v4`.
+    dialect: Dialect,
+    level: Level,
+}
+
+impl Operation {
+    /// Whether it is called by POST (VN-03, KO-35).
+    fn is_post(&self, method: &Method) -> Result<bool, Refusal> {
+        match (method, self.dialect) {
+            (&Method::POST, _) => Ok(true),
+            (&Method::GET, Dialect::Legacy) => Ok(false),
+            (_, Dialect::Legacy) => Err(Refusal::method("GET, POST")),
+            (_, Dialect::V4) => Err(Refusal::method("POST")),
+        }
+    }
+
+    /// The dialect in which a call is answered (VN-02).
+    fn answers_in(&self, is_post: bool, post_dialect: Dialect) -> Dialect {
+        if is_post && self.dialect == Dialect::Legacy { post_dialect } else { self.dialect }
+    }
+
+    /// Its URL.
+    fn url(&self, base: &str) -> String {
+        let name = match self.dialect {
+            Dialect::Legacy => "$export",
+            Dialect::V4 => "$export-v4",
+        };
+        match &self.level {
+            Level::System => format!("{base}/{name}"),
+            Level::Patient => format!("{base}/Patient/{name}"),
+            Level::Group(id) => format!("{base}/Group/{id}/{name}"),
+        }
+    }
+}
+
+async fn kick_off(app: &Shared, operation: Operation, request: Request) -> Result<Response, Refusal> {
     let (parts, body) = request.into_parts();
-    let is_post = match parts.method {
-        Method::GET => false,
-        Method::POST => true,
-        _ => return Err(Refusal::method("GET, POST")),
-    };
+    let is_post = operation.is_post(&parts.method)?;
+    app.pace_kick_offs()?;
     let query = query_pairs(&parts.uri);
     let headers = &parts.headers;
     let acceptance = negotiated(headers, &query)?;
@@ -63,27 +101,35 @@ async fn kick_off(app: &Shared, level: Level, path: &str, request: Request) -> R
     let idempotency_key = idempotency_key(headers)?;
     let body = if is_post { read_body(headers, body).await? } else { Bytes::new() };
 
-    let context = Context { level, base: &app.base, now: app.now(), lenient: preferences.lenient };
+    let mut request_url = operation.url(&app.base);
+    if let (Some(query), false) = (parts.uri.query(), is_post) {
+        request_url = format!("{request_url}?{query}");
+    }
+    let context = Context {
+        dialect: operation.answers_in(is_post, app.options.post_dialect),
+        level: operation.level,
+        base: &app.base,
+        now: app.now(),
+        lenient: preferences.lenient,
+        separate_status: preferences.separate_export_status,
+        capabilities: app.options.capabilities,
+    };
     let input = if is_post { Input::Post(&body, &query) } else { Input::Get(&query) };
-    let facts = HeaderFacts { acceptance, preferences, lenient_headers: app.lenient_headers };
-    let accepted = match (check_headers(facts), parse(input, &context)) {
-        (missing, Ok(accepted)) if missing.is_empty() => accepted,
+    let facts = HeaderFacts { acceptance, preferences, lenient_headers: app.options.lenient_headers };
+    let request = match (check_headers(facts), parse(input, &context)) {
+        (missing, Ok(request)) if missing.is_empty() => request,
         (missing, outcome) => {
             return Err(refused(missing.into_iter().chain(outcome.err().unwrap_or_default()).collect()));
         }
     };
-    app.guard(Action::KickOff(&accepted.request))?;
+    app.guard(Action::KickOff(&request))?;
 
-    let request_url = match parts.uri.query() {
-        Some(query) if !is_post => format!("{}{path}/$export?{query}", app.base),
-        _ => format!("{}{path}/$export", app.base),
-    };
-    let (job, repeated) = start(app, &accepted.request, &request_url, idempotency_key).await?;
-    let types = accepted.request.types.len();
-    let (since, patients) = (accepted.request.since.is_some(), accepted.request.patients.len());
-    tracing::info!(%job, repeated, client = %app.client(), level = level_name(&accepted.request.level), types, since,
-        patients, ignored = accepted.ignored.len(), "kick-off accepted");
-    answer(app, job, preferences, accepted)
+    let (job, repeated) = start(app, &request, &request_url, idempotency_key).await?;
+    tracing::info!(%job, repeated, client = %app.client(), level = level_name(&request.level),
+        dialect = ?request.form.dialect, types = request.types.len(), since = request.since.is_some(),
+        patients = request.patients.len(), filters = request.filters.len(), elements = request.elements.len(),
+        ignored = request.remarks.len(), "kick-off accepted");
+    answer(app, job, preferences, &request)
 }
 
 /// What `Accept` allows, unless it or `_format` excludes JSON (KO-17, PM-68).
@@ -173,22 +219,24 @@ async fn start(
     })
 }
 
-/// 202 with the status URL and an outcome that lists what was ignored (KO-11 to KO-13, KO-23, KO-25).
+/// 202 with the status URL and an outcome that lists what was ignored (KO-11 to KO-13, KO-21, KO-23, KO-25).
 fn answer(
     app: &Shared,
     job: JobId,
     preferences: Preferences,
-    accepted: Accepted,
+    request: &ExportRequest,
 ) -> Result<Response, Refusal> {
     let text = "export accepted; ask the URL in Content-Location how far it is";
     let mut issues = vec![Issue::information(IssueCode::INFORMATIONAL, text)];
-    issues.extend(accepted.ignored);
+    issues.extend(request.remarks.iter().map(|remark| Issue {
+        location: remark.location.clone(),
+        ..Issue::information(IssueCode::NOT_SUPPORTED, &remark.text)
+    }));
     let mut response = fhir_json(StatusCode::ACCEPTED, &operation_outcome(&issues));
     let url = HeaderValue::try_from(app.status_url(job)).map_err(|_| Refusal::defect())?;
     response.headers_mut().insert(header::CONTENT_LOCATION, url);
-    if let Some(applied) = preferences.applied() {
-        let name = HeaderName::from_static("preference-applied");
-        response.headers_mut().insert(name, HeaderValue::from_static(applied));
+    if let Some(applied) = preferences.applied().and_then(|applied| HeaderValue::try_from(applied).ok()) {
+        response.headers_mut().insert(HeaderName::from_static("preference-applied"), applied);
     }
     Ok(response)
 }

@@ -1,4 +1,4 @@
-//! The capability statement and the operation definitions (rows MD).
+//! The capability statement, the operation definitions (rows MD) and the OpenAPI description.
 
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
@@ -6,11 +6,12 @@ use axum::response::Response;
 use flatbed_types::ResourceType;
 use http::{HeaderMap, Method, StatusCode, Uri};
 
-use super::refusal::{Refusal, fhir_json};
+use super::refusal::{Refusal, fhir_json, json};
 use super::{App, Shared, query_pairs};
 use crate::auth::Action;
 use crate::fhir::{Server, capability_statement, operation_definition};
-use crate::negotiate::media::{Acceptance, FHIR_JSON, accepts_fhir_json, format_is_json};
+use crate::negotiate::media::{Acceptance, FHIR_JSON, JSON, accepts_fhir_json, format_is_json};
+use crate::openapi;
 
 /// `<base>/metadata`.
 pub(super) async fn capability(
@@ -41,8 +42,26 @@ pub(super) async fn definition(
     found.map(|json| fhir_json(StatusCode::OK, &json)).ok_or_else(Refusal::no_such_path)
 }
 
+/// `<base>/openapi.json`.
+pub(super) async fn openapi(
+    State(app): State<App>,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Result<Response, Refusal> {
+    check(&app, &method, &uri, &headers)?;
+    let public_url = app.options.public_url.as_str();
+    Ok(json(StatusCode::OK, JSON, &openapi::description(public_url, app.options.capabilities)))
+}
+
 fn server(app: &Shared) -> Server<'_> {
-    Server { base: &app.base, since: app.started }
+    let options = &app.options;
+    Server {
+        base: &app.base,
+        since: app.started,
+        capabilities: options.capabilities,
+        tokens: options.tokens.as_ref(),
+    }
 }
 
 fn check(app: &Shared, method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<(), Refusal> {

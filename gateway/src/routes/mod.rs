@@ -10,6 +10,9 @@ mod metadata;
 mod refusal;
 mod status;
 
+#[cfg(test)]
+mod tests;
+
 use std::any::Any;
 use std::sync::Arc;
 
@@ -17,14 +20,16 @@ use axum::Router;
 use axum::extract::{Query, Request, State};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::any;
+use axum::routing::{MethodRouter, any};
+use flatbed_types::request::Dialect;
 use flatbed_types::{ClientId, Instant, JobId};
 use http::Uri;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::auth::{Action, JobFacts, decide};
-use crate::delivery::{Links, Manifests, Objects, ReadError};
+use crate::delivery::{Links, LoadedManifest, Manifests, Objects, ReadError};
 use crate::jobs::{JobView, Jobs};
+use crate::limits::Limiter;
 use crate::{Clock, Gateway, GatewayOptions, HostPolicy, PublicUrl};
 use refusal::Refusal;
 
@@ -37,11 +42,14 @@ struct Shared {
     links: Option<Links>,
     /// The FHIR base URL.
     base: String,
-    lenient_headers: bool,
-    require_token: bool,
+    options: GatewayOptions,
     clock: Clock,
     /// When this process started to serve; the date of the capability statement.
     started: Instant,
+    /// The same by the clock that never goes back.
+    since: tokio::time::Instant,
+    kick_offs: Limiter<ClientId>,
+    polls: Limiter<(ClientId, JobId)>,
 }
 
 type App = Arc<Shared>;
@@ -61,6 +69,19 @@ impl Shared {
         Refusal::unless_allowed(decide(&self.client(), action, None, self.now()))
     }
 
+    /// Refuses kick-offs that come too fast (KO-27).
+    fn pace_kick_offs(&self) -> Result<(), Refusal> {
+        let taken = self.kick_offs.take(self.client(), self.since.elapsed());
+        taken.map_err(|wait| Refusal::throttled(wait, "too many kick-offs in a short time"))
+    }
+
+    /// Refuses polls that come too fast (ST-04).
+    fn pace_polls(&self, job: &str) -> Result<(), Refusal> {
+        let Ok(job) = job.parse() else { return Ok(()) };
+        let taken = self.polls.take((self.client(), job), self.since.elapsed());
+        taken.map_err(|wait| Refusal::throttled(wait, "this job is asked for too often; go by Retry-After"))
+    }
+
     /// The job that a URL names, if the client may do this to it.
     async fn guarded_job(&self, job: &str, action: Action<'_>) -> Result<JobView, Refusal> {
         let found = match job.parse::<JobId>() {
@@ -74,6 +95,16 @@ impl Shared {
 
     fn status_url(&self, job: JobId) -> String {
         format!("{}/export/{job}", self.base)
+    }
+
+    fn page_url(&self, job: JobId, page: u32) -> String {
+        format!("{}/manifest/{page}", self.status_url(job))
+    }
+
+    /// A page of a job's manifest that its record says can be read, and whether it is the last.
+    async fn page(&self, job: JobId, page: u32) -> Result<(Arc<LoadedManifest>, bool), Refusal> {
+        let found = self.jobs.page(job, page).await?.ok_or_else(Refusal::no_such_job)?;
+        Ok((self.manifests.get(&self.objects, &found.object).await?, found.last))
     }
 }
 
@@ -92,33 +123,52 @@ impl From<ReadError> for Refusal {
     }
 }
 
+/// All routes: paths below the public URL, as the description has them, and what answers there.
+fn table() -> Vec<(&'static str, MethodRouter<App>)> {
+    use Dialect::{Legacy, V4};
+    vec![
+        ("/", any(home::home)),
+        ("/fhir/metadata", any(metadata::capability)),
+        ("/fhir/openapi.json", any(metadata::openapi)),
+        ("/fhir/OperationDefinition/{id}", any(metadata::definition)),
+        ("/fhir/$export", kickoff::system(Legacy)),
+        ("/fhir/Patient/$export", kickoff::patient(Legacy)),
+        ("/fhir/Group/{id}/$export", kickoff::group(Legacy)),
+        ("/fhir/$export-v4", kickoff::system(V4)),
+        ("/fhir/Patient/$export-v4", kickoff::patient(V4)),
+        ("/fhir/Group/{id}/$export-v4", kickoff::group(V4)),
+        ("/fhir/export/{job}", any(status::status)),
+        ("/fhir/export/{job}/manifest/{page}", any(status::page)),
+        ("/fhir/export/{job}/manifest/{page}/file/{file}", any(files::file_of_page)),
+        ("/fhir/export/{job}/file/{file}", any(files::file)),
+    ]
+}
+
 /// The routes of a gateway.
 pub(crate) fn router(gateway: Gateway) -> Router {
-    let GatewayOptions { public_url, hosts, lenient_headers, require_token } = gateway.options;
+    let options = gateway.options;
     let shared = Shared {
         jobs: Jobs::new(gateway.coordinators),
         objects: Objects::new(gateway.objects),
         manifests: Manifests::new(),
         links: gateway.links.map(Links::new),
-        base: format!("{public_url}/fhir"),
-        lenient_headers,
-        require_token,
+        base: format!("{}/fhir", options.public_url),
         started: (gateway.clock)(),
+        since: tokio::time::Instant::now(),
+        kick_offs: Limiter::new(options.limits.kick_offs),
+        polls: Limiter::new(options.limits.polls),
         clock: gateway.clock,
+        options: options.clone(),
     };
-    let mut app = Router::new()
-        .route("/", any(home::home))
-        .route("/fhir/metadata", any(metadata::capability))
-        .route("/fhir/OperationDefinition/{id}", any(metadata::definition))
-        .route("/fhir/export/{job}", any(status::status))
-        .route("/fhir/export/{job}/file/{file}", any(files::file));
-    // Clients may escape the `$`, and the router compares paths before decoding.
-    for export in ["$export", "%24export"] {
-        app = app
-            .route(&format!("/fhir/{export}"), any(kickoff::system))
-            .route(&format!("/fhir/Patient/{export}"), any(kickoff::patient))
-            .route(&format!("/fhir/Group/{{id}}/{export}"), any(kickoff::group));
+    let mut app = Router::new();
+    for (path, answer) in table() {
+        // Clients may escape the `$`, and the router compares paths before decoding.
+        if path.contains('$') {
+            app = app.route(&path.replace('$', "%24"), answer.clone());
+        }
+        app = app.route(path, answer);
     }
+    let GatewayOptions { public_url, hosts, .. } = options;
     // A path of plain characters, none below `/fhir`, cannot collide with the routes above.
     if !public_url.path().is_empty() {
         app = Router::new().nest(public_url.path(), app.clone()).merge(app);
@@ -163,40 +213,4 @@ fn query_pairs(uri: &Uri) -> Vec<(String, String)> {
 fn http_date(instant: Instant) -> Option<String> {
     let moment = jiff::Timestamp::from_second(instant.millis().div_euclid(1_000)).ok()?;
     jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&moment).ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use axum::body::Body;
-    use http::{Request, StatusCode, header};
-    use tower::ServiceExt;
-
-    #[tokio::test]
-    async fn ko_14_a_panic_becomes_an_outcome() {
-        async fn broken() -> StatusCode {
-            panic!("secret of the machine")
-        }
-        let app: Router = Router::new().route("/", any(broken)).layer(CatchPanicLayer::custom(caught));
-        let response = app.oneshot(Request::new(Body::empty())).await.unwrap();
-        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
-        assert_eq!(response.headers()[header::CONTENT_TYPE], "application/fhir+json");
-        let body = axum::body::to_bytes(response.into_body(), 10_000).await.unwrap();
-        let text = String::from_utf8(body.to_vec()).unwrap();
-        assert!(text.contains("OperationOutcome") && !text.contains("secret"));
-    }
-
-    #[test]
-    fn st_07_http_dates() {
-        let date = http_date(Instant::from_millis(784_111_777_999)).unwrap();
-        assert_eq!(date, "Sun, 06 Nov 1994 08:49:37 GMT");
-    }
-
-    #[test]
-    fn queries_are_decoded_in_order_whatever_they_hold() {
-        let pairs = query_pairs(&"/x?a=1&a=%2B2&b=+3&%ff=&c&&=".parse().unwrap());
-        let names: Vec<_> = pairs.iter().map(|(name, value)| format!("{name}={value}")).collect();
-        assert_eq!(names, ["a=1", "a=+2", "b= 3", "\u{fffd}=", "c=", "="]);
-        assert!(query_pairs(&"/x".parse().unwrap()).is_empty());
-    }
 }

@@ -1,5 +1,7 @@
 //! Errors as HTTP answers: always an OperationOutcome in `application/fhir+json` (KO-14, ST-09).
 
+use std::time::Duration;
+
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use flatbed_types::ErrorCode;
@@ -47,6 +49,16 @@ impl Refusal {
             return refusal.with(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER));
         }
         refusal
+    }
+
+    /// The client does something too often; how long it has to wait.
+    pub fn throttled(wait: Duration, text: &str) -> Refusal {
+        let seconds = wait.as_millis().div_ceil(1_000).max(1);
+        let refusal = Refusal::new(StatusCode::TOO_MANY_REQUESTS, ErrorCode::Throttled.into(), text);
+        match HeaderValue::try_from(seconds.to_string()) {
+            Ok(seconds) => refusal.with(header::RETRY_AFTER, seconds),
+            Err(_) => refusal,
+        }
     }
 
     /// Nothing is served at this path.

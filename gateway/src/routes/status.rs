@@ -4,15 +4,17 @@ use std::time::Duration;
 
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
-use axum::response::Response;
-use flatbed_types::job::{JobError, JobState, Volume};
-use flatbed_types::{ErrorCode, JobId, Nonce};
+use axum::response::{IntoResponse, Response};
+use flatbed_types::ErrorCode;
+use flatbed_types::job::{JobError, JobRecord, JobState, Volume};
+use flatbed_types::manifest::Manifest;
 use http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use serde_json::Value;
 
 use super::refusal::{Refusal, fhir_json, json};
 use super::{App, Shared, http_date};
 use crate::auth::Action;
-use crate::fhir::{Issue, IssueCode, ManifestFacts, manifest, operation_outcome};
+use crate::fhir::{Issue, IssueCode, ManifestFacts, Page, manifest, operation_outcome};
 use crate::jobs::JobView;
 use crate::negotiate::media::JSON;
 
@@ -30,38 +32,77 @@ pub(super) async fn status(
 ) -> Result<Response, Refusal> {
     let Path(job) = path.map_err(|_| Refusal::no_such_job())?;
     match method {
-        Method::GET | Method::HEAD => poll(&app, &job).await,
+        Method::GET | Method::HEAD => poll(&app, &job, 1).await,
         Method::DELETE => delete(&app, &job).await,
         _ => Err(Refusal::method("GET, HEAD, DELETE")),
     }
 }
 
-async fn poll(app: &Shared, job: &str) -> Result<Response, Refusal> {
+/// `<base>/export/{job}/manifest/{page}`: a page of the manifest after the first, which is the status URL's (rows PP).
+/// 202 until it is there.
+pub(super) async fn page(
+    State(app): State<App>,
+    path: Result<Path<(String, String)>, PathRejection>,
+    method: Method,
+) -> Result<Response, Refusal> {
+    let Path((job, page)) = path.map_err(|_| Refusal::no_such_job())?;
+    if method != Method::GET && method != Method::HEAD {
+        return Err(Refusal::method("GET, HEAD"));
+    }
+    let page = page.parse().ok().filter(|page| *page > 1).ok_or_else(Refusal::no_such_job)?;
+    poll(&app, &job, page).await
+}
+
+async fn poll(app: &Shared, job: &str, page: u32) -> Result<Response, Refusal> {
+    app.pace_polls(job)?;
     let view = app.guarded_job(job, Action::ReadStatus).await?;
-    match view.record.state {
+    let form = view.record.request.form;
+    if page > 1 && !form.partial_manifests {
+        return Err(Refusal::no_such_job());
+    }
+    let told = match view.record.state {
         JobState::Planning
         | JobState::Running
         | JobState::Resolving
         | JobState::Merging
-        | JobState::Finalizing => Ok(in_progress(&view)),
-        JobState::Complete => complete(app, &view).await,
-        JobState::Failed => Err(failed(view.record.error.as_ref())),
+        | JobState::Finalizing => running(app, &view, page).await?,
+        JobState::Complete => complete(app, &view, page).await?,
+        JobState::Failed => failed(view.record.error.as_ref()).into_response(),
         // The guard has refused these.
-        JobState::Cancelled | JobState::Deleting | JobState::Gone => Err(Refusal::no_such_job()),
-    }
+        JobState::Cancelled | JobState::Deleting | JobState::Gone => return Err(Refusal::no_such_job()),
+    };
+    Ok(if form.separate_status { separated(told) } else { told })
 }
 
-/// 202 with what is known of the progress (ST-01 to ST-03).
-fn in_progress(view: &JobView) -> Response {
-    let text = progress_text(view);
-    let issue = Issue::information(IssueCode::INFORMATIONAL, format!("in progress: {text}"));
-    let mut response = fhir_json(StatusCode::ACCEPTED, &operation_outcome(&[issue]));
-    let headers = response.headers_mut();
-    if let Ok(value) = HeaderValue::try_from(text) {
-        headers.insert(HeaderName::from_static("x-progress"), value);
+/// The same answer, with the status of the job beside that of the poll (ST-14). What is wrong with the poll itself
+/// never comes here (ST-16).
+fn separated(mut told: Response) -> Response {
+    if let Ok(status) = HeaderValue::try_from(told.status().to_string()) {
+        *told.status_mut() = StatusCode::OK;
+        told.headers_mut().insert(HeaderName::from_static("x-export-status"), status);
     }
-    headers.insert(header::RETRY_AFTER, HeaderValue::from(retry_after(view.retry_after)));
-    response
+    told
+}
+
+/// 202 with what is known of the progress (ST-01 to ST-03), at the status URL with the first page if there is one
+/// (PP-01); 200 with a later page that is there, 202 while it is not (PP-11).
+async fn running(app: &Shared, view: &JobView, number: u32) -> Result<Response, Refusal> {
+    let text = progress_text(view);
+    let mut response = if number <= view.record.pages {
+        let status = if number == 1 { StatusCode::ACCEPTED } else { StatusCode::OK };
+        json(status, JSON, &page_body(app, &view.record, number).await?)
+    } else {
+        let issue = Issue::information(IssueCode::INFORMATIONAL, format!("in progress: {text}"));
+        fhir_json(StatusCode::ACCEPTED, &operation_outcome(&[issue]))
+    };
+    if response.status() == StatusCode::ACCEPTED {
+        let headers = response.headers_mut();
+        if let Ok(value) = HeaderValue::try_from(text) {
+            headers.insert(HeaderName::from_static("x-progress"), value);
+        }
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(retry_after(view.retry_after)));
+    }
+    Ok(response)
 }
 
 fn retry_after(wish: Duration) -> u64 {
@@ -107,19 +148,16 @@ fn bytes_text(bytes: u64) -> String {
     }
 }
 
-/// 200 with the manifest (ST-06, ST-07, ST-20, ST-21).
-async fn complete(app: &Shared, view: &JobView) -> Result<Response, Refusal> {
+/// 200 with the manifest or a page of it (ST-06, ST-07, ST-20, ST-21).
+async fn complete(app: &Shared, view: &JobView, number: u32) -> Result<Response, Refusal> {
     let record = &view.record;
-    let Some(pointer) = &record.manifest else {
-        tracing::error!(job = %record.id, "a complete job has no manifest");
-        return Err(Refusal::class(
-            ErrorCode::Internal,
-            "this job has no manifest; the operator's log says more",
-        ));
+    let body = if number <= record.pages {
+        page_body(app, record, number).await?
+    } else if number == 1 {
+        whole_body(app, record).await?
+    } else {
+        return Err(Refusal::no_such_job());
     };
-    let loaded = app.manifests.get(&app.objects, pointer).await?;
-    let facts = ManifestFacts { request_url: &record.request_url, requires_access_token: app.require_token };
-    let body = manifest(&loaded.manifest, facts, &|entry| file_url(app, record.id, entry.file));
     let mut response = json(StatusCode::OK, JSON, &body);
     let expires = record.expires.and_then(http_date).and_then(|date| HeaderValue::try_from(date).ok());
     if let Some(expires) = expires {
@@ -128,8 +166,32 @@ async fn complete(app: &Shared, view: &JobView) -> Result<Response, Refusal> {
     Ok(response)
 }
 
-fn file_url(app: &Shared, job: JobId, file: Nonce) -> String {
-    format!("{}/file/{file}", app.status_url(job))
+/// The whole manifest of a complete job.
+async fn whole_body(app: &Shared, record: &JobRecord) -> Result<Value, Refusal> {
+    let Some(pointer) = &record.manifest else {
+        tracing::error!(job = %record.id, "a complete job has no manifest");
+        return Err(Refusal::class(
+            ErrorCode::Internal,
+            "this job has no manifest; the operator's log says more",
+        ));
+    };
+    let loaded = app.manifests.get(&app.objects, pointer).await?;
+    Ok(body(app, record, &loaded.manifest, None, &app.status_url(record.id)))
+}
+
+/// A page that can be read. Once told it never changes (PP-03).
+async fn page_body(app: &Shared, record: &JobRecord, number: u32) -> Result<Value, Refusal> {
+    let (loaded, last) = app.page(record.id, number).await?;
+    let next = (!last).then(|| app.page_url(record.id, number.saturating_add(1)));
+    Ok(body(app, record, &loaded.manifest, next, &app.page_url(record.id, number)))
+}
+
+/// What lists these files, which are found below a URL.
+fn body(app: &Shared, record: &JobRecord, files: &Manifest, next: Option<String>, url: &str) -> Value {
+    let needs_token = app.options.tokens.is_some();
+    let facts = ManifestFacts::new(files, &record.request, &record.request_url, needs_token);
+    let page = Page { entries: &files.entries, next };
+    manifest(page, facts, &|entry| format!("{url}/file/{}", entry.file))
 }
 
 /// The error that a job ended with (ST-08). A failure is final, so that classes that mean "try again" to a
@@ -180,8 +242,7 @@ async fn delete(app: &Shared, job: &str) -> Result<Response, Refusal> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use flatbed_types::job::JobRecord;
-    use flatbed_types::{ClientId, Codec, ExportRequest, Instant, Level};
+    use flatbed_types::{ClientId, Codec, ExportRequest, Instant, JobId, Level};
 
     fn view(state: JobState, phase: &str, committed: Volume, estimate: Volume) -> JobView {
         let request = ExportRequest::everything(Level::System);

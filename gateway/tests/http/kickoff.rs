@@ -1,7 +1,7 @@
 //! Kick-off: rows KO, GR, ER.
 
 use axum::body::Body;
-use flatbed_gateway::GatewayOptions;
+use flatbed_gateway::{GatewayOptions, Limits};
 use flatbed_proto::convert::Wire;
 use flatbed_types::{ErrorCode, ExportRequest, JobId, Level, caps};
 use serde_json::json;
@@ -94,10 +94,13 @@ async fn ko_15_to_20_decision_20_headers() {
 #[tokio::test]
 async fn ko_23_to_25_lenient_and_strict() {
     let world = World::new().await;
-    let path = "/fhir/Patient/$export?_type=Patient&bogus=1&_elements=id";
+    let path = "/fhir/Patient/$export?_type=Patient&bogus=1&organizeOutputBy=Claim";
     for prefer in [GOOD[1], "Prefer: respond-async, handling=strict"] {
         let texts = world.get(path, &[GOOD[0], prefer]).await.refused(400, "not-supported");
-        assert!(texts[0].starts_with("bogus") && texts[1].starts_with("_elements"), "ER-02: {texts:?}");
+        assert!(
+            texts[0].starts_with("bogus") && texts[1].starts_with("organizeOutputBy"),
+            "ER-02: {texts:?}"
+        );
     }
     assert!(created(&world).is_empty());
     let answer = world.get(path, &[GOOD[0], "Prefer: respond-async; handling=lenient"]).await;
@@ -106,7 +109,9 @@ async fn ko_23_to_25_lenient_and_strict() {
     let issues = answer.json()["issue"].as_array().unwrap().clone();
     assert!(issues.iter().all(|issue| issue["severity"] == "information"), "KO-13");
     let texts: Vec<_> = issues[1..].iter().map(|issue| issue["diagnostics"].as_str().unwrap()).collect();
-    assert!(texts[0].starts_with("bogus") && texts[1].starts_with("_elements"), "{texts:?}");
+    assert!(texts[0].starts_with("bogus") && texts[1].starts_with("organizeOutputBy"), "{texts:?}");
+    let remarks = created(&world)[0].0.remarks.clone();
+    assert_eq!(remarks.iter().map(|remark| remark.text.as_str()).collect::<Vec<_>>(), texts, "MF-24");
 }
 
 #[tokio::test]
@@ -193,6 +198,27 @@ async fn gr_03_pm_37_ko_27_what_the_coordinator_refuses() {
     let down = world.get("/fhir/$export", &GOOD).await;
     assert!(!down.refused(503, "transient")[0].contains("10.0.0.3"), "ER-03");
     assert!(down.header("retry-after").parse::<u32>().unwrap() > 0);
+}
+
+#[tokio::test]
+async fn ko_27_kick_offs_that_come_too_fast() {
+    let world = World::with(GatewayOptions { limits: Limits::default(), ..options() }).await;
+    for number in 0..6 {
+        assert_eq!(world.get("/fhir/$export", &GOOD).await.status, 202, "test kits do {number} in a row");
+    }
+    let refused = async || {
+        for _ in 0..100 {
+            let answer = world.get("/fhir/$export", &GOOD).await;
+            if answer.status != 202 {
+                return answer;
+            }
+        }
+        panic!("never refused");
+    };
+    let throttled = refused().await;
+    throttled.refused(429, "throttled");
+    assert!(throttled.header("retry-after").parse::<u32>().unwrap() > 0);
+    assert!(created(&world).len() < 100, "ER-04");
 }
 
 #[tokio::test]

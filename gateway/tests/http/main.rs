@@ -4,10 +4,12 @@
 // The whole crate is a test, which the lint's exception for tests does not see.
 #![allow(clippy::unwrap_used)]
 
+mod dialects;
 mod failover;
 mod files;
 mod kickoff;
 mod links;
 mod metadata;
+mod pages;
 mod status;
 mod support;

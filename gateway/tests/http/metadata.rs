@@ -1,10 +1,10 @@
 //! Metadata and the page for people: rows MD.
 
-use flatbed_gateway::{GatewayOptions, HostPolicy};
+use flatbed_gateway::{GatewayOptions, HostPolicy, TokenEndpoints};
 use flatbed_proto::wire::job::GetSourceResponse;
-use flatbed_types::{ErrorCode, ResourceType};
+use flatbed_types::{Codec, ErrorCode, ResourceType};
 
-use crate::support::{Answer, World, options};
+use crate::support::{Answer, PUBLIC, World, options, status_path};
 
 fn types(answer: &Answer) -> Vec<String> {
     let json = answer.json();
@@ -57,16 +57,98 @@ async fn md_08_md_12_without_a_token_in_json() {
 #[tokio::test]
 async fn md_13_operation_definitions() {
     let world = World::new().await;
-    for id in ["export", "patient-export", "group-export"] {
+    let ids = ["export", "patient-export", "group-export"].map(|id| [id.to_owned(), format!("{id}-v4")]);
+    for id in ids.as_flattened() {
         let answer = world.get(&format!("/fhir/OperationDefinition/{id}"), &[]).await;
         assert_eq!(answer.status, 200);
         let json = answer.json();
         assert_eq!(
             (json["resourceType"].as_str(), json["id"].as_str()),
-            (Some("OperationDefinition"), Some(id))
+            (Some("OperationDefinition"), Some(id.as_str()))
         );
     }
     world.get("/fhir/OperationDefinition/other", &[]).await.refused(404, "not-found");
+}
+
+#[tokio::test]
+async fn md_06_each_search_that_is_listed_works_in_a_filter() {
+    let world = World::new().await;
+    let json = world.get("/fhir/metadata", &[]).await.json();
+    let mut asked = 0;
+    for resource in json["rest"][0]["resource"].as_array().unwrap() {
+        for search in resource["searchParam"].as_array().into_iter().flatten() {
+            let name = search["name"].as_str().unwrap();
+            let value = match search["type"].as_str().unwrap() {
+                "date" => "2024-01-01",
+                "number" | "quantity" => "1",
+                "reference" => "Patient/p1",
+                "composite" if name.ends_with("date") => "x$2024-01-01",
+                "composite" if name.ends_with("coordinate") => "x$1$1",
+                "composite" => "x$1",
+                // Right for codes and for booleans.
+                _ => "true",
+            };
+            let filter = format!("{}?{name}={value}", resource["type"].as_str().unwrap());
+            let path = format!("/fhir/$export?_typeFilter={filter}");
+            let answer = world.get(&path, &["Accept: application/fhir+json", "Prefer: respond-async"]).await;
+            assert_eq!(answer.status, 202, "{filter}: {answer:?}");
+            asked += 1;
+        }
+    }
+    assert!(asked > 1_000, "{asked}");
+}
+
+#[tokio::test]
+async fn mf_08_tokens_that_are_needed_are_told() {
+    let tokens = TokenEndpoints {
+        token: "https://example.org/auth/token".to_owned(),
+        register: None,
+        introspect: None,
+    };
+    let world = World::with(GatewayOptions { tokens: Some(tokens), ..options() }).await;
+    let json = world.get("/fhir/metadata", &[]).await.json();
+    let uris = &json["rest"][0]["security"]["extension"][0];
+    assert_eq!(uris["extension"][0]["valueUri"], "https://example.org/auth/token");
+    world.add_complete(1, Codec::None, &[b"{}\n"]).await;
+    assert_eq!(world.get(&status_path(1), &[]).await.json()["requiresAccessToken"], true);
+    let open = World::new().await.get("/fhir/metadata", &[]).await.json();
+    assert!(open["rest"][0].get("security").is_none());
+}
+
+/// Every method of every path: those that are described are answered, all others refused.
+#[tokio::test]
+async fn what_is_described_is_what_is_served() {
+    let world = World::new().await;
+    world.add_complete(1, Codec::None, &[b"{}\n"]).await;
+    let answer = world.get("/fhir/openapi.json", &[]).await;
+    assert_eq!((answer.status.as_u16(), answer.header("content-type")), (200, "application/json"));
+    let description = answer.json();
+    assert_eq!(description["openapi"], "3.1.0");
+    assert_eq!(description["servers"][0]["url"], PUBLIC);
+    let paths = description["paths"].as_object().unwrap();
+    assert_eq!(paths.len(), 14);
+    let job = status_path(1).rsplit('/').next().unwrap().to_owned();
+    for (template, item) in paths {
+        let path = template.replace("{job}", &job).replace("{file}", "00000000000000a0");
+        let path =
+            path.replace("OperationDefinition/{id}", "OperationDefinition/export").replace("{id}", "g1");
+        // There are no pages.
+        let path = path.replace("{page}", "2");
+        // The deletion of the job comes last.
+        for method in ["GET", "HEAD", "POST", "PUT", "PATCH", "OPTIONS", "DELETE"] {
+            let is_kick_off = template.contains("$export");
+            let key = if method == "HEAD" && !is_kick_off { "get" } else { &method.to_ascii_lowercase() };
+            let described = item.get(key).is_some();
+            let headers = ["Accept: application/fhir+json, */*", "Prefer: respond-async"];
+            let answer = world.ask(method, &path, &headers).await;
+            assert_eq!(answer.status != 405, described, "{method} {template}: {answer:?}");
+            let served = answer.status.is_success() || template.contains("{page}");
+            assert!(!described || served, "{method} {template}: {answer:?}");
+        }
+        if template == "/fhir/export/{job}" {
+            world.add_complete(1, Codec::None, &[b"{}\n"]).await;
+        }
+    }
 }
 
 #[tokio::test]

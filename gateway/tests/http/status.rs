@@ -1,12 +1,13 @@
 //! Status and deletion: rows ST, DL, MF.
 
-use flatbed_types::job::{JobError, JobState};
+use flatbed_gateway::{GatewayOptions, Limits, Pace};
+use flatbed_types::job::{JobError, JobRecord, JobState};
 use flatbed_types::{Codec, ErrorCode};
 use object_store::ObjectStoreExt;
 use object_store::path::Path;
 use serde_json::json;
 
-use crate::support::{BASE, PUBLIC, World, file_path, now, record, status_path};
+use crate::support::{Answer, BASE, PUBLIC, World, file_path, now, options, record, status_path};
 
 #[tokio::test]
 async fn st_01_to_03_st_24_a_running_job() {
@@ -146,6 +147,94 @@ async fn st_11_er_03_a_coordinator_that_cannot_be_reached_or_dies() {
         world.get("/fhir/$export", &kick_off).await.refused(503, "transient");
         assert_eq!(world.get("/fhir/metadata", &[]).await.status, 200, "MD-12");
     }
+}
+
+#[tokio::test]
+async fn st_04_polls_that_come_too_fast() {
+    let limits = Limits { polls: Some(Pace { burst: 5, per_minute: 1 }), ..Limits::NONE };
+    let world = World::with(GatewayOptions { limits, ..options() }).await;
+    world.add_job(&record(1, JobState::Running));
+    world.add_job(&record(2, JobState::Running));
+    for _ in 0..5 {
+        assert_eq!(world.get(&status_path(1), &[]).await.status, 202);
+    }
+    let answer = world.get(&status_path(1), &[]).await;
+    answer.refused(429, "throttled");
+    let wait = answer.header("retry-after").parse::<u32>().unwrap();
+    assert!((50..=60).contains(&wait), "{wait}");
+    assert!(answer.headers.get("x-export-status").is_none(), "ST-16");
+    assert_eq!(world.get(&status_path(2), &[]).await.status, 202, "another job");
+    assert_eq!(world.ask("DELETE", &status_path(1), &[]).await.status, 202, "is no poll");
+}
+
+/// A job whose client asked for `separate-export-status`.
+fn separate(number: u128, state: JobState) -> JobRecord {
+    let mut job = record(number, state);
+    job.request.form.separate_status = true;
+    job
+}
+
+#[tokio::test]
+async fn st_14_the_status_of_the_job_beside_that_of_the_poll() {
+    let world = World::new().await;
+    world.add_job(&separate(1, JobState::Running));
+    let running = world.get(&status_path(1), &[]).await;
+    assert_eq!((running.status.as_u16(), running.header("x-export-status")), (200, "202 Accepted"));
+    assert_eq!((running.header("retry-after"), running.header("cache-control")), ("3", "no-store"));
+    assert!(!running.header("x-progress").is_empty());
+
+    let mut complete = world.add_complete(2, Codec::None, &[b"{}\n"]).await;
+    let classic = world.get(&status_path(2), &[]).await;
+    assert!(classic.headers.get("x-export-status").is_none(), "ST-15");
+    complete.request.form.separate_status = true;
+    world.add_job(&complete);
+    let done = world.get(&status_path(2), &[]).await;
+    assert_eq!((done.status.as_u16(), done.header("x-export-status")), (200, "200 OK"));
+    assert_eq!(done.json(), classic.json());
+
+    for (code, status) in
+        [(ErrorCode::StorageFailed, "500 Internal Server Error"), (ErrorCode::Invalid, "400 Bad Request")]
+    {
+        let mut failed = separate(3, JobState::Failed);
+        failed.error = Some(JobError { code, message: "no".to_owned() });
+        world.add_job(&failed);
+        let answer = world.get(&status_path(3), &[]).await;
+        assert_eq!((answer.status.as_u16(), answer.header("x-export-status")), (200, status));
+        assert_eq!(answer.header("content-type"), "application/fhir+json");
+        assert_eq!(answer.json()["issue"][0]["severity"], "error");
+    }
+}
+
+#[tokio::test]
+async fn st_16_what_is_wrong_with_the_poll_keeps_its_status() {
+    let world = World::new().await;
+    let bare = |answer: &Answer| assert!(answer.headers.get("x-export-status").is_none(), "{answer:?}");
+    world.add_job(&separate(1, JobState::Running));
+    world.jobs.0.lock().unwrap().failure = Some((ErrorCode::Unavailable, "down"));
+    let down = world.get(&status_path(1), &[]).await;
+    down.refused(503, "transient");
+    bare(&down);
+    world.jobs.0.lock().unwrap().failure = None;
+    let deletion = world.ask("DELETE", &status_path(1), &[]).await;
+    assert_eq!(deletion.status, 202);
+    bare(&deletion);
+    let deleted = world.get(&status_path(1), &[]).await;
+    deleted.refused(404, "not-found");
+    bare(&deleted);
+
+    let mut complete = world.add_complete(2, Codec::None, &[b"{}\n"]).await;
+    complete.request.form.separate_status = true;
+    complete.expires = Some(now());
+    world.add_job(&complete);
+    let expired = world.get(&status_path(2), &[]).await;
+    expired.refused(410, "deleted");
+    bare(&expired);
+    complete.expires = None;
+    world.add_job(&complete);
+    world.objects.delete(&Path::parse(complete.manifest.unwrap().key).unwrap()).await.unwrap();
+    let unreadable = world.get(&status_path(2), &[]).await;
+    unreadable.refused(500, "processing");
+    bare(&unreadable);
 }
 
 #[tokio::test]

@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
-use flatbed_gateway::{Gateway, GatewayOptions, HostPolicy};
+use flatbed_gateway::{Gateway, GatewayOptions, HostPolicy, Limits};
 use flatbed_proto::convert::{Wire, u128_bytes};
 use flatbed_proto::reach::{Coordinators, Dial, InvalidAddress};
 use flatbed_proto::status::to_status;
 use flatbed_proto::wire::job as wire;
 use flatbed_proto::wire::job::jobs_server::{Jobs, JobsServer};
 use flatbed_types::job::{JobRecord, JobState, ObjectPointer, Volume};
-use flatbed_types::manifest::{Manifest, ManifestEntry};
+use flatbed_types::manifest::{Manifest, ManifestEntry, PageRecord};
 use flatbed_types::task::OutputKind;
 use flatbed_types::{ClientId, Codec, ErrorCode, ExportRequest, Instant, JobId, Level, Nonce, ResourceType};
 use http::{HeaderMap, Request, StatusCode};
@@ -40,6 +40,8 @@ pub fn now() -> Instant {
 #[derive(Default)]
 pub struct Fake {
     pub views: BTreeMap<u128, wire::JobView>,
+    /// Pages by job and number.
+    pub pages: BTreeMap<(u128, u32), wire::GetPageResponse>,
     pub created: Vec<wire::CreateJobRequest>,
     pub failure: Option<(ErrorCode, &'static str)>,
     pub source: wire::GetSourceResponse,
@@ -104,6 +106,14 @@ impl Jobs for FakeJobs {
     ) -> Result<Reply<wire::StopJobResponse>, Status> {
         self.asked()?.views.remove(&key(&request.into_inner().job)).ok_or_else(absent)?;
         Ok(Reply::new(wire::StopJobResponse {}))
+    }
+
+    async fn get_page(
+        &self,
+        request: tonic::Request<wire::GetPageRequest>,
+    ) -> Result<Reply<wire::GetPageResponse>, Status> {
+        let wire::GetPageRequest { job, page } = request.into_inner();
+        self.asked()?.pages.get(&(key(&job), page)).cloned().map(Reply::new).ok_or_else(absent)
     }
 
     async fn get_source(
@@ -187,10 +197,9 @@ pub struct World {
 
 pub fn options() -> GatewayOptions {
     GatewayOptions {
-        public_url: PUBLIC.parse().unwrap(),
         hosts: HostPolicy::Any,
-        lenient_headers: false,
-        require_token: false,
+        limits: Limits::NONE,
+        ..GatewayOptions::new(PUBLIC.parse().unwrap())
     }
 }
 
@@ -304,20 +313,39 @@ impl World {
                 sha256: Sha256::digest(&stored).into(),
             });
         }
-        let transaction_time = now().plus_millis(-5_000);
-        let bytes = Manifest { transaction_time, codec, entries }.to_wire().encode_to_vec();
-        let pointer = ObjectPointer {
-            key: format!("c/t/j{number}/manifest.pb"),
-            sha256: Sha256::digest(&bytes).into(),
-            size: bytes.len() as u64,
-        };
-        self.objects.put(&Path::parse(&pointer.key).unwrap(), bytes.into()).await.unwrap();
+        self.add_manifest(number, codec, entries).await
+    }
+
+    /// A complete job with these files, which need not be in the store, and its manifest, which is.
+    pub async fn add_manifest(&self, number: u128, codec: Codec, entries: Vec<ManifestEntry>) -> JobRecord {
         let mut complete = record(number, JobState::Complete);
-        complete.manifest = Some(pointer);
+        complete.manifest =
+            Some(self.put_manifest(&format!("c/t/j{number}/manifest.pb"), codec, entries).await);
         complete.codec = codec;
         complete.expires = Some(now().plus_millis(3_600_000));
         self.add_job(&complete);
         complete
+    }
+}
+
+impl World {
+    /// The list of these files, in the store.
+    async fn put_manifest(&self, key: &str, codec: Codec, entries: Vec<ManifestEntry>) -> ObjectPointer {
+        let transaction_time = now().plus_millis(-5_000);
+        let bytes = Manifest { transaction_time, codec, entries }.to_wire().encode_to_vec();
+        let (sha256, size) = (Sha256::digest(&bytes).into(), bytes.len() as u64);
+        self.objects.put(&Path::parse(key).unwrap(), bytes.into()).await.unwrap();
+        ObjectPointer { key: key.to_owned(), sha256, size }
+    }
+
+    /// A page of a job's manifest, as coordinators publish it.
+    pub async fn add_page(&self, number: u128, page: u32, entries: Vec<ManifestEntry>, last: bool) {
+        let files = entries.len() as u64;
+        let key = format!("c/t/j{number}/page-{page}.pb");
+        let object = self.put_manifest(&key, Codec::Gzip, entries).await;
+        let record = PageRecord { object, first: 0, behind: files, files };
+        let answer = wire::GetPageResponse { page: Some(record.to_wire()), last };
+        self.jobs.0.lock().unwrap().pages.insert((number, page), answer);
     }
 }
 

@@ -41,6 +41,10 @@ pub const DEFLATE_SEGMENT: usize = 1 << 20;
 /// file may reach 48 GiB.
 pub const UPLOAD_PART: usize = 5 << 20;
 
+/// No file is made larger than this because a client asks for large ones, before compression: also stored plain it
+/// must fit into 10,000 parts of an upload.
+pub const MAX_FILE_BYTES: u64 = 32 << 30;
+
 /// Bytes between two boundary hints of a lane, so that tasks can be cut finely later.
 pub const HINT_BYTES: u64 = 64 << 20;
 
@@ -117,3 +121,16 @@ pub const PAUSE_MILLIS: u64 = 60_000;
 
 /// Unfinished jobs of one client, unless the operator says otherwise.
 pub const DEFAULT_MAX_JOBS: u32 = 16;
+
+/// New files after which a page of a manifest appears while its job runs, where the client takes pages.
+pub const PAGE_FILES: usize = 1_000;
+
+/// How long a new file waits for its page at most, while few have appeared.
+pub const PAGE_MILLIS: u64 = 60_000;
+
+/// Files on one page: some 2 MB of JSON (MF-39).
+pub const MAX_PAGE_FILES: usize = 10_000;
+
+/// A page waits until it brings at least one part in so many of what there is: pages are then some hundred even of a job
+/// that takes months, since their number grows with its logarithm from here on.
+pub const PAGE_GROWTH: u64 = 32;

@@ -148,6 +148,8 @@ pub struct JobRecord {
     pub merges: Option<ObjectPointer>,
     /// Expected rows and bytes of all rounds planned so far.
     pub estimate: Volume,
+    /// Pages of the manifest that can be read, where the client takes pages. Of a complete job these are all.
+    pub pages: u32,
     /// The manifest; set with `Complete`.
     pub manifest: Option<ObjectPointer>,
     /// Rows and bytes of the result; set with `Complete`.
@@ -187,6 +189,7 @@ impl JobRecord {
             key_lists: Vec::new(),
             merges: None,
             estimate: Volume::default(),
+            pages: 0,
             manifest: None,
             result: Volume::default(),
             expires: None,

@@ -11,6 +11,10 @@ pub enum Section {
     Compartment,
     /// Rows of no patient, and every `Group`, ordered by id.
     Standalone,
+    /// Every row that the job wants of every compartment lane, put together by patient (`organizeOutputBy=Patient`).
+    /// Its type is Patient. Only the plan of such a job has it, never a source; all of its positions are between
+    /// patients (`position::is_between_patients`).
+    Organised,
 }
 
 /// One ordered sequence of rows of one type.
@@ -32,6 +36,9 @@ impl Lane {
     pub fn standalone(resource_type: ResourceType) -> Lane {
         Lane { resource_type, section: Section::Standalone }
     }
+
+    /// The lane of a job whose output is organised by patient.
+    pub const ORGANISED: Lane = Lane { resource_type: ResourceType::PATIENT, section: Section::Organised };
 }
 
 /// Whether rows may be delivered to Patient and Group level exports because another row refers to them

@@ -10,6 +10,7 @@
 //! | `t/<job>/<task>` | task record, only while it differs from the plan | owner |
 //! | `g/<job>/<seq>` | commit record | owner |
 //! | `s/<job>/<n>` | commits that were folded into an object | owner |
+//! | `m/<job>/<n>` | a page of the manifest, where the client takes pages | owner |
 //! | `o/<job>` | who owns the job; on the owner's lease | owner |
 //! | `c/<coordinator>` | address of a live coordinator; on its own lease | coordinator |
 //! | `q/<client>` | ticket: changes with every job admitted for the client | any coordinator |
@@ -30,6 +31,7 @@
 //! | `plan/merge-<sha256>.pb` | the plan of merge tasks |
 //! | `ledger/<n>-<sha256>.pb` | folded commits |
 //! | `manifest/<sha256>.pb` | the manifest |
+//! | `page/<n>-<sha256>.pb` | a page of it |
 
 use crate::task::{CommitRecord, OutputKind, OutputObject};
 use crate::{AttemptId, ClientId, Codec, CoordinatorId, JobId, Nonce, TaskId};
@@ -101,6 +103,16 @@ impl MetaKeys {
     /// What all folds of a job start with.
     pub fn folds(&self, job: JobId) -> Vec<u8> {
         format!("{}/", self.with_job("s", job)).into_bytes()
+    }
+
+    /// A page of the manifest of a job, from 1.
+    pub fn page(&self, job: JobId, number: u32) -> Vec<u8> {
+        format!("{}/{number:08x}", self.with_job("m", job)).into_bytes()
+    }
+
+    /// What all pages of a job start with.
+    pub fn pages(&self, job: JobId) -> Vec<u8> {
+        format!("{}/", self.with_job("m", job)).into_bytes()
     }
 
     /// The owner of a job.
@@ -247,6 +259,11 @@ pub fn manifest_object(root: &str, sha256_hex: &str) -> String {
     format!("{root}/manifest/{sha256_hex}.pb")
 }
 
+/// The key of a page of the manifest.
+pub fn page_object(root: &str, number: u32, sha256_hex: &str) -> String {
+    format!("{root}/page/{number}-{sha256_hex}.pb")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -277,6 +294,7 @@ mod tests {
             assert_eq!(attempt_of(&key), Some(attempt), "{key}");
         }
         assert_eq!(attempt_of(&manifest_object(&root, &"0".repeat(64))), None);
+        assert_eq!(attempt_of(&page_object(&root, 1, &"0".repeat(64))), None);
     }
 
     #[test]

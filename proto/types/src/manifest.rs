@@ -1,5 +1,6 @@
 //! The manifest of a complete job as a record. The gateway gives it the form of a dialect.
 
+use crate::job::ObjectPointer;
 use crate::task::OutputKind;
 use crate::{Codec, Instant, Nonce, ResourceType};
 
@@ -33,4 +34,17 @@ pub struct Manifest {
     pub codec: Codec,
     /// The files, ordered by type, then by position.
     pub entries: Vec<ManifestEntry>,
+}
+
+/// A page of a manifest that may be read while its job runs: never changed, and gone only with the job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PageRecord {
+    /// The object: a [`Manifest`] of the files of this page.
+    pub object: ObjectPointer,
+    /// The number of the first commit whose files are on this page.
+    pub first: u64,
+    /// The number behind that of the last: where the next page goes on. The last page may have no commits.
+    pub behind: u64,
+    /// Files of rows on it.
+    pub files: u64,
 }

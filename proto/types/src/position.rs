@@ -76,6 +76,19 @@ pub fn compartment_key(patient: &str, id: &str) -> Vec<u8> {
     key
 }
 
+/// Behind all rows of a patient and before every greater patient: no id has a byte as small as 1.
+pub fn after_patient(patient: &[u8]) -> Position {
+    let mut next = Vec::with_capacity(patient.len() + 1);
+    next.extend_from_slice(patient);
+    next.push(1);
+    Position::At(next)
+}
+
+/// Whether this place of a compartment lane never parts the rows of one patient.
+pub fn is_between_patients(at: &Position) -> bool {
+    at.key().is_none_or(|key| !key.contains(&0))
+}
+
 /// The patient id in a key of a compartment lane (the whole key where it names only the patient).
 pub fn patient_of(key: &[u8]) -> &[u8] {
     match key.iter().position(|byte| *byte == 0) {
@@ -107,6 +120,18 @@ mod tests {
         assert!(!bare.admits(&compartment_key("p", "zzz")));
         assert!(bare.admits(&compartment_key("p20", "a")));
         assert_eq!(patient_of(&compartment_key("p2", "a")), b"p2");
+    }
+
+    #[test]
+    fn behind_a_patient_stands_before_the_next_one() {
+        let behind = after_patient(b"p2");
+        assert!(!behind.admits(&compartment_key("p2", "zzz")));
+        for greater in ["p2-", "p2.", "p20", "p3"] {
+            assert!(behind.admits(greater.as_bytes()) && behind < Position::At(greater.into()), "{greater}");
+        }
+        assert!(is_between_patients(&behind) && is_between_patients(&Position::At(b"p2".to_vec())));
+        assert!(is_between_patients(&Position::START) && is_between_patients(&Position::End));
+        assert!(!is_between_patients(&Position::At(compartment_key("p2", "a"))));
     }
 
     #[test]

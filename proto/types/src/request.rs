@@ -240,9 +240,16 @@ impl ExportRequest {
     }
 
     /// Whether the export follows references to supporting resources: those of some patients only, since a
-    /// system export carries everything anyway.
+    /// system export carries everything anyway; and only where files are not organised by patient, since what belongs
+    /// to no patient has no place in such files (OB-08).
     pub fn follows_references(&self) -> bool {
-        self.level != Level::System
+        self.level != Level::System && !self.by_patient
+    }
+
+    /// How long files should be at least, as far as that is possible; 0 for no wish. Never above what they may be.
+    pub fn least_file_bytes(&self) -> u64 {
+        let most = self.max_file_bytes.unwrap_or(u64::MAX).min(crate::caps::MAX_FILE_BYTES);
+        self.min_file_bytes.unwrap_or(0).min(most)
     }
 
     /// The filters on this type.

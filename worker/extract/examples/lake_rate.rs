@@ -11,8 +11,8 @@ use std::time::Instant as Wall;
 
 use flatbed_extract::lake::{LakeOptions, LakeSource};
 use flatbed_extract::source::{NoProgress, Snapshot, Window};
-use flatbed_extract::{Body, Scan, Select, Source};
-use flatbed_types::{Instant, KeyRange};
+use flatbed_extract::{Body, Scan, Source};
+use flatbed_types::Instant;
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
@@ -36,15 +36,7 @@ fn now() -> Instant {
 fn read_all(snapshot: &dyn Snapshot, deflated: bool, references: bool) -> Outcome<(u64, u64)> {
     let (mut plain, mut given) = (0, 0);
     for survey in snapshot.survey(&Window::default())? {
-        let mut reader = snapshot.read(Scan {
-            lane: survey.lane,
-            range: KeyRange::ALL,
-            select: Select::All,
-            window: Window::default(),
-            references,
-            shape: None,
-            deflated,
-        })?;
+        let mut reader = snapshot.read(Scan { references, deflated, ..Scan::whole(survey.lane) })?;
         while let Some(piece) = reader.next()? {
             plain += piece.body.raw_len();
             given += match &piece.body {

@@ -8,8 +8,7 @@ use std::time::Instant;
 use flatbed_extract::segment::DeflateRuns;
 use flatbed_extract::source::{NoProgress, Window};
 use flatbed_extract::synthetic::SyntheticSource;
-use flatbed_extract::{Body, Scan, Select, Source};
-use flatbed_types::KeyRange;
+use flatbed_extract::{Body, Scan, Source};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let patients: u64 = std::env::args().nth(1).map_or(Ok(5_000), |text| text.parse())?;
@@ -23,15 +22,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for lane in lanes {
         let estimate: u64 = lane.hints.iter().map(|hint| hint.bytes).sum();
         let begun = Instant::now();
-        let mut reader = snapshot.read(Scan {
-            lane: lane.lane,
-            range: KeyRange::ALL,
-            select: Select::All,
-            window: Window::default(),
-            references: true,
-            shape: None,
-            deflated: false,
-        })?;
+        let mut reader = snapshot.read(Scan { references: true, ..Scan::whole(lane.lane) })?;
         let (mut bytes, mut rows, mut first) = (0, 0, None);
         while let Some(piece) = reader.next()? {
             bytes += piece.body.raw_len();

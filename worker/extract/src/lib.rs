@@ -4,6 +4,7 @@
 //! thread of its own: a reader blocks while its source does, and whoever takes the pieces decides how far it
 //! may run ahead. Stored resources are bytes on this path; only building a lake's ordered copy looks inside.
 
+pub mod bundle;
 pub mod compartment;
 pub mod cut;
 pub mod encode;
@@ -12,6 +13,7 @@ pub mod join;
 pub mod keylist;
 pub mod lake;
 pub mod open;
+pub mod organise;
 pub mod outcome;
 pub mod piece;
 pub mod roster;

@@ -49,6 +49,12 @@ pub struct Piece {
     /// Where the scan goes on: every row of the range below this place has been given or left out. `None`
     /// inside a long row, where the output cannot be sealed.
     pub next: Option<Position>,
+    /// The most bytes that may still come before the output can be sealed: 0 where `next` is told, `u64::MAX` where
+    /// the source does not know.
+    pub more: u64,
+    /// Of a scan that keeps patients apart: whose rows these are, and whose were left out. `None` where the piece says
+    /// only how far the scan has come.
+    pub patient: Option<Vec<u8>>,
     /// Keys (`type ‖ 0x00 ‖ id`) of supporting resources that rows of this piece refer to, in no order,
     /// repeats allowed; only when the scan collects them.
     pub references: Vec<Vec<u8>>,
@@ -66,6 +72,8 @@ impl Piece {
             rows: 0,
             fingerprint: 0,
             next: Some(next),
+            more: 0,
+            patient: None,
             references: Vec::new(),
             filtered: 0,
             withheld: 0,

@@ -2,9 +2,7 @@
 
 use std::io;
 
-use flatbed_types::Instant;
-
-use crate::source::{Select, Window};
+use crate::source::{Change, Patients, Select, Window};
 
 /// What happens to one row under one of its patients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,7 +23,7 @@ pub enum Verdict {
 pub fn decide_compartment_row(
     select: &Select,
     window: &Window,
-    changed: Instant,
+    changed: impl Into<Change>,
     patient: &[u8],
     patients: &[&[u8]],
 ) -> io::Result<Verdict> {
@@ -57,8 +55,48 @@ pub fn decide_compartment_row(
     Ok(in_window(window, changed))
 }
 
+/// A row of the lane of Patients under one of its patients.
+pub struct PatientRow<'a> {
+    /// Under whom it stands.
+    pub patient: &'a [u8],
+    /// Its own id.
+    pub id: &'a [u8],
+    /// All patients that it belongs to, sorted.
+    pub patients: &'a [&'a [u8]],
+}
+
+/// The same for a Patient that keeps to itself ([`Patients::Themselves`], [`Patients::Others`]): under its own id where
+/// the job has it, though the job may have lesser patients that it is linked with.
+pub fn decide_patient_row(
+    whose: Patients,
+    select: &Select,
+    window: &Window,
+    changed: impl Into<Change>,
+    row: &PatientRow<'_>,
+) -> io::Result<Verdict> {
+    let PatientRow { patient, id, patients } = *row;
+    let is_of_job = match select {
+        Select::All | Select::Keys { .. } => true,
+        Select::Members(list) | Select::EveryPatient(list) => list.contains(id)?,
+    };
+    if is_of_job != (whose == Patients::Themselves) || (is_of_job && patient != id) {
+        return Ok(Verdict::Elsewhere);
+    }
+    if !is_of_job {
+        return decide_compartment_row(select, window, changed, patient, patients);
+    }
+    if let Select::EveryPatient(list) = select {
+        for other in patients {
+            if !list.contains(other)? {
+                return Ok(Verdict::Withheld);
+            }
+        }
+    }
+    Ok(in_window(window, changed))
+}
+
 /// Decides about a row by its moment alone.
-pub fn in_window(window: &Window, changed: Instant) -> Verdict {
+pub fn in_window(window: &Window, changed: impl Into<Change>) -> Verdict {
     if window.contains(changed) { Verdict::Emit } else { Verdict::Filtered }
 }
 
@@ -67,6 +105,7 @@ mod tests {
     use std::collections::BTreeSet;
     use std::sync::Arc;
 
+    use flatbed_types::Instant;
     use proptest::prelude::*;
 
     use super::*;
@@ -95,6 +134,46 @@ mod tests {
                 (false, false) => vec![Verdict::Emit],
             };
             prop_assert_eq!(verdicts, expected);
+        }
+    }
+
+    proptest! {
+        /// Read for themselves and for others, Patients are decided about once, as they are otherwise, but under
+        /// themselves where they are of the job.
+        #[test]
+        fn patients_keep_to_themselves(
+            others in proptest::collection::btree_set("p[0-9]", 0..4),
+            id in "p[0-9]",
+            job in proptest::option::of(proptest::collection::btree_set("p[0-9]", 0..6)),
+            every in any::<bool>(),
+        ) {
+            let list = |job: &BTreeSet<String>| Arc::new(KeyList::from_keys(job.iter().map(String::as_bytes)).unwrap());
+            let select = match &job {
+                None => Select::All,
+                Some(job) if every => Select::EveryPatient(list(job)),
+                Some(job) => Select::Members(list(job)),
+            };
+            let row: BTreeSet<&str> = others.iter().map(String::as_str).chain([id.as_str()]).collect();
+            let patients: Vec<&[u8]> = row.iter().map(|p| p.as_bytes()).collect();
+            let (open, moment) = (Window::default(), Instant::from_millis(0));
+            let decided = |whose: Option<Patients>| -> Vec<(&[u8], Verdict)> {
+                let decide = |patient: &&[u8]| match whose {
+                    Some(whose) => {
+                        let row = PatientRow { patient, id: id.as_bytes(), patients: &patients };
+                        decide_patient_row(whose, &select, &open, moment, &row)
+                    }
+                    None => decide_compartment_row(&select, &open, moment, patient, &patients),
+                };
+                let verdicts = patients.iter().map(|patient| (*patient, decide(patient).unwrap()));
+                verdicts.filter(|(_, verdict)| *verdict != Verdict::Elsewhere).collect()
+            };
+            let mut apart = decided(Some(Patients::Themselves));
+            apart.extend(decided(Some(Patients::Others)));
+            let mut together = decided(None);
+            if job.as_ref().is_none_or(|job| job.contains(&id)) {
+                together[0].0 = id.as_bytes();
+            }
+            prop_assert_eq!(apart, together);
         }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use flatbed_types::request::FhirId;
 use flatbed_types::task::LaneSurvey;
-use flatbed_types::{ErrorCode, Instant, KeyRange, Lane, Position, ResourceType};
+use flatbed_types::{ErrorCode, Instant, KeyRange, Lane, Position, ResourceType, caps};
 
 use crate::keylist::KeyList;
 use crate::piece::Piece;
@@ -71,12 +71,29 @@ pub trait Source: Send + Sync {
     fn reopen(&self, fingerprint: &str) -> Result<Arc<dyn Snapshot>, SourceError>;
 }
 
+/// When a row changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Change {
+    /// When the row says that it changed.
+    pub stated: Instant,
+    /// Since when the source has it so. Behind `stated` where a row came late: after exports whose transaction time
+    /// is not before `stated`.
+    pub known: Instant,
+}
+
+impl From<Instant> for Change {
+    /// Of a row that was there when it changed.
+    fn from(changed: Instant) -> Change {
+        Change { stated: changed, known: changed }
+    }
+}
+
 /// What a survey or scan is about, of the client's request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Window {
-    /// Only rows changed strictly after this.
+    /// Only rows that the source has, as they are, since strictly after this.
     pub since: Option<Instant>,
-    /// Only rows changed strictly before this.
+    /// Only rows that state a change strictly before this.
     pub until: Option<Instant>,
 }
 
@@ -87,13 +104,17 @@ impl Window {
     }
 
     /// Whether a row changed at this moment is asked for.
-    pub fn contains(&self, changed: Instant) -> bool {
-        self.since.is_none_or(|since| changed > since) && self.until.is_none_or(|until| changed < until)
+    pub fn contains(&self, change: impl Into<Change>) -> bool {
+        let change = change.into();
+        self.since.is_none_or(|since| change.known > since)
+            && self.until.is_none_or(|until| change.stated < until)
     }
 
-    /// Whether any row of a set changed between `first` and `last` may be asked for.
-    pub fn overlaps(&self, first: Instant, last: Instant) -> bool {
-        self.since.is_none_or(|since| last > since) && self.until.is_none_or(|until| first < until)
+    /// Whether any row of a set changed between `first` and `last` may be asked for: the least and the greatest of
+    /// each of their moments.
+    pub fn overlaps(&self, first: impl Into<Change>, last: impl Into<Change>) -> bool {
+        self.since.is_none_or(|since| last.into().known > since)
+            && self.until.is_none_or(|until| first.into().stated < until)
     }
 }
 
@@ -141,6 +162,37 @@ pub trait Snapshot: Send + Sync {
 
     /// What could not be exported and why, one call each: unreadable lines, conflicting duplicates.
     fn problems(&self, each: &mut dyn FnMut(Problem) -> Result<(), SourceError>) -> Result<(), SourceError>;
+
+    /// What was deleted in the window, one call each, in order of type and id within a lane; and how far that is all.
+    /// Of no resource that the snapshot has is a deletion told (MF-28).
+    fn deletions(
+        &self,
+        window: &Window,
+        each: &mut dyn FnMut(Tombstone) -> Result<(), SourceError>,
+    ) -> Result<DeletionsKnown, SourceError>;
+}
+
+/// A resource that was deleted. Names patients: no `Debug`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Tombstone {
+    /// The type.
+    pub resource_type: ResourceType,
+    /// The id.
+    pub id: String,
+    /// The patients that it belonged to, sorted; empty for a resource of none, `None` where that is not known.
+    pub patients: Option<Vec<String>>,
+    /// Since when the source has it no more.
+    pub deleted: Instant,
+}
+
+/// How far a source knows what was deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DeletionsKnown {
+    /// Deletions before this moment may be missing; `None` where all are known.
+    pub from: Option<Instant>,
+    /// Resources that are missing while a part of the source cannot be read: whether they were deleted is not known,
+    /// and they are not told.
+    pub undecided: u64,
 }
 
 /// A member of a Group as it stands in the resource.
@@ -193,6 +245,23 @@ pub enum Select {
     },
 }
 
+/// Whether a scan of a compartment lane keeps its patients apart, so that lanes can be put together by patient
+/// (`organise`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Patients {
+    /// A piece has rows of many patients.
+    #[default]
+    Together,
+    /// A piece has rows of one patient only, and names it.
+    Apart,
+    /// The same, of the lane of Patients: each of them under itself if it is of the job, and never under another
+    /// patient that it is linked with.
+    Themselves,
+    /// The same, of the lane of Patients: those that are not of the job themselves, under the least patient of the job
+    /// that they are linked with.
+    Others,
+}
+
 /// A read of one range.
 #[derive(Clone)]
 pub struct Scan {
@@ -208,13 +277,34 @@ pub struct Scan {
     pub references: bool,
     /// What becomes of the rows; `None` for rows as they are.
     pub shape: Option<Arc<Shape>>,
-    /// Whether `Body::Deflated` may be given where it costs nothing.
+    /// Whether `Body::Deflated` may be given where it costs nothing; never where patients are kept apart.
     pub deflated: bool,
+    /// Whether patients are kept apart.
+    pub patients: Patients,
+    /// Most plain bytes of a piece that ends a second row: `caps::DEFLATE_SEGMENT` or less.
+    pub most: usize,
+}
+
+impl Scan {
+    /// A read of everything in a lane, as it is.
+    pub fn whole(lane: Lane) -> Scan {
+        Scan {
+            lane,
+            range: KeyRange::ALL,
+            select: Select::All,
+            window: Window::default(),
+            references: false,
+            shape: None,
+            deflated: false,
+            patients: Patients::Together,
+            most: caps::DEFLATE_SEGMENT,
+        }
+    }
 }
 
 /// Gives out the rows of a scan in order. Called on a thread of its own; may block.
 pub trait RowReader: Send {
-    /// The next piece, of about a megabyte (`caps::DEFLATE_SEGMENT`) or less; `None` after the last. The last
+    /// The next piece, of the scan's `most` bytes or less unless it is one row; `None` after the last. The last
     /// piece's `next` is the scan's `hi`. A scan that is restarted at some piece's `next`, with the same `hi` or a
     /// lower one, gives exactly the rows that were still to come. Comes back at least about once a second where the
     /// source answers at all, with an empty piece if need be: between pieces a reader can be stopped or cut short.

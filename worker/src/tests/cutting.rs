@@ -145,6 +145,14 @@ pub(super) mod stepped {
         ) -> Result<(), SourceError> {
             self.inner.problems(each)
         }
+
+        fn deletions(
+            &self,
+            window: &Window,
+            each: &mut dyn FnMut(Tombstone) -> Result<(), SourceError>,
+        ) -> Result<DeletionsKnown, SourceError> {
+            self.inner.deletions(window, each)
+        }
     }
 }
 
@@ -263,6 +271,31 @@ async fn an_attempt_ends_where_the_answer_to_its_commit_says() {
     world.beat("a", |beat| beat.running.is_empty() && beat.free_slots == 1).await;
     assert!(commits > 2);
     assert!(text == rows(&*snapshot, lane, KeyRange { lo: Position::START, hi: cut }));
+    worker.stop().await;
+}
+
+/// A job that has too many files lets segments grow while attempts run.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attempt_seals_when_the_answer_to_its_commit_says() {
+    let source = synthetic("synthetic:patients=400,seed=8");
+    let lane = Lane::compartment("Observation".parse().unwrap());
+    let mut world = World::new(&[("a", "A")]);
+    let accepted = || wire::CommitResponse { seal_ms: 600_000, ..verdict(wire::CommitVerdict::Accepted) };
+    world.answer("a", move |_| accepted());
+    let worker = world.worker(&["a"], source.clone(), 1);
+    let hello = world.hello("a").await;
+    let coordinator_message::Message::Grant(mut grant) =
+        extract_grant(&hello, 1, &*source, lane, KeyRange::ALL)
+    else {
+        panic!("a grant")
+    };
+    // Every piece is a segment, until somebody says otherwise.
+    grant.output.as_mut().unwrap().seal_ms = 0;
+    world.tell("a", coordinator_message::Message::Grant(grant)).await;
+    let (_, first) = world.next_commit().await;
+    let (_, rest) = world.next_commit().await;
+    assert_eq!((first.range.lo, rest.range.hi), (Position::START, Position::End));
+    assert!(first.rows.written > 0 && first.rows.written < rest.rows.written);
     worker.stop().await;
 }
 

@@ -5,7 +5,7 @@ use flatbed_types::task::RowCounts;
 use flatbed_types::{AttemptId, Position, TaskId};
 
 use super::*;
-use crate::commit::{Decided, Owner, Report, deliver};
+use crate::commit::{Counted, Decided, Owner, Report, deliver};
 
 fn request() -> CommitRequest {
     let commit = CommitRecord {
@@ -57,10 +57,12 @@ async fn a_coordinator_that_names_the_owner_is_believed_even_where_the_address_i
     let mut world = World::new(&NAMES);
     world.answer("a", |_| not_owner("c"));
     let at = Position::At(b"k".to_vec());
-    let accepted = CommitResponse { hi: Some(at.to_wire()), ..verdict(CommitVerdict::Accepted) };
+    let accepted =
+        CommitResponse { hi: Some(at.to_wire()), seal_ms: 90_000, ..verdict(CommitVerdict::Accepted) };
     world.answer("c", move |_| accepted.clone());
+    let counted = Counted { hi: Some(at), seal_ms: Some(90_000) };
     // Only `a` was known.
-    assert_eq!(world.deliver(&["a"], "a").await, (Decided::Counts(Some(at)), "c".to_owned()));
+    assert_eq!(world.deliver(&["a"], "a").await, (Decided::Counts(counted), "c".to_owned()));
     assert_eq!(world.asked().await, "ac");
 }
 
@@ -75,7 +77,7 @@ async fn where_nobody_knows_the_owner_each_is_asked_in_turn_until_one_decides() 
         if tries == 1 { not_owner("") } else { verdict(CommitVerdict::Duplicate) }
     });
     let (decided, owner) = world.deliver(&["a", "b", "c"], "b").await;
-    assert_eq!((decided, owner.as_str()), (Decided::Counts(None), "c"));
+    assert_eq!((decided, owner.as_str()), (Decided::Counts(Counted::default()), "c"));
     assert_eq!(world.asked().await, "bcabc");
 }
 
@@ -86,7 +88,7 @@ async fn two_that_name_each_other_are_not_asked_without_pause() {
     let begun = std::time::Instant::now();
     let late = move || begun.elapsed() > Duration::from_millis(250);
     world.answer("b", move |_| if late() { verdict(CommitVerdict::Accepted) } else { not_owner("a") });
-    assert_eq!(world.deliver(&["a", "b"], "a").await.0, Decided::Counts(None));
+    assert_eq!(world.deliver(&["a", "b"], "a").await.0, Decided::Counts(Counted::default()));
     let asked = world.asked().await.len();
     assert!((4..20).contains(&asked), "{asked} calls");
 }
@@ -97,11 +99,11 @@ async fn a_coordinator_that_hangs_or_is_gone_is_passed_over() {
     let begun = tokio::time::Instant::now();
     // Nobody listens at `z`.
     let (decided, owner) = world.deliver(&["z", "a"], "z").await;
-    assert_eq!((decided, owner.as_str()), (Decided::Counts(None), "a"));
+    assert_eq!((decided, owner.as_str()), (Decided::Counts(Counted::default()), "a"));
     let hung = world.fakes["b"].dead.clone();
     hung.cancel();
     let (decided, owner) = world.deliver(&["b", "c"], "b").await;
-    assert_eq!((decided, owner.as_str()), (Decided::Counts(None), "c"));
+    assert_eq!((decided, owner.as_str()), (Decided::Counts(Counted::default()), "c"));
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
     assert_eq!(world.asked().await, "ac");
 }

@@ -4,6 +4,7 @@ mod cutting;
 mod delivering;
 mod draining;
 mod merging;
+mod organising;
 mod sessions;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,9 +12,9 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use flatbed_extract::source::{NoProgress, Window};
+use flatbed_extract::source::NoProgress;
 use flatbed_extract::synthetic::SyntheticSource;
-use flatbed_extract::{Body, Scan, Select, Snapshot, Source};
+use flatbed_extract::{Body, Scan, Snapshot, Source};
 use flatbed_proto::convert::{Wire, u128_bytes};
 use flatbed_proto::convert_task::kind_to_wire;
 use flatbed_proto::reach::{Coordinators, Dial, InvalidAddress};
@@ -415,10 +416,7 @@ pub(super) fn extract_grant(
 
 /// All rows of a range.
 pub(super) fn rows(snapshot: &dyn Snapshot, lane: Lane, range: KeyRange) -> Vec<u8> {
-    let (select, window) = (Select::All, Window::default());
-    let mut reader = snapshot
-        .read(Scan { lane, range, select, window, references: false, shape: None, deflated: false })
-        .unwrap();
+    let mut reader = snapshot.read(Scan { range, ..Scan::whole(lane) }).unwrap();
     let mut text = Vec::new();
     while let Some(piece) = reader.next().unwrap() {
         let Body::Plain(bytes) = piece.body else { panic!("plain rows were asked for") };

@@ -105,7 +105,12 @@ impl Store {
                     let folds = std::mem::take(&mut self.folds).into_values();
                     self.live -= all.chain(folds).sum::<usize>();
                 }
-                Op::DeleteMarker | Op::Release | Op::DeleteJob => {}
+                Op::PutPage(number, _) => {
+                    let size = keys.page(id, number).len() + FRAME + 120 + BYTES_32 + 4 * NUMBER;
+                    bytes += size;
+                    self.live += size;
+                }
+                Op::DeletePages | Op::DeleteMarker | Op::Release | Op::DeleteJob => {}
             }
         }
         self.largest_txn = self.largest_txn.max(bytes);

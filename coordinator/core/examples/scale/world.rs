@@ -11,6 +11,7 @@ use flatbed_coordinator_core::job::{
     CommitAnswer, GrantSpec, Holder, Input, Job, Output, PlanResult, ReplyId, ResolveResult, Settings,
     Stored, TaskResult, TxnOutcome,
 };
+use flatbed_coordinator_core::page::PageRule;
 use flatbed_coordinator_core::plan::Sizing;
 use flatbed_coordinator_core::schedule::{Ended, Lease, Progress, ScheduleSettings, Scheduler};
 use flatbed_types::job::{JobRecord, JobState, ObjectPointer, SourcePin};
@@ -166,6 +167,7 @@ impl World {
             merges: None,
             commits: BTreeMap::new(),
             folds: BTreeMap::new(),
+            pages: BTreeMap::new(),
             stop: None,
         };
         let settings = Settings {
@@ -173,6 +175,7 @@ impl World {
             retention_ms: 86_400_000,
             max_files: caps::MAX_FILES,
             fold_commits: caps::FOLD_COMMITS,
+            pages: PageRule::default(),
         };
         World {
             nation: Nation { members: options.members },
@@ -315,6 +318,9 @@ impl World {
             Output::WriteLedger(..) => {
                 self.after(150, Event::feed(Input::LedgerWritten(Ok(written("ledger")))));
             }
+            Output::WritePage(..) => {
+                self.after(150, Event::feed(Input::PageWritten(Ok(written("page")))));
+            }
             Output::VerifyObjects(objects) => {
                 println!("{:>9} s: {} objects to verify", self.now / 1_000, objects.len());
                 self.after(10_000, Event::feed(Input::ObjectsVerified(Ok(0))));
@@ -420,7 +426,7 @@ impl World {
                     draft: ObjectPointer { key: "draft".to_owned(), sha256: [7; 32], size: 1 },
                     patients: self.options.members,
                     roster: None,
-                    outcomes: Vec::new(),
+                    files: Vec::new(),
                 });
                 let reply = self.expect_reply(worker, attempt, true);
                 Input::Complete { reply, task, attempt, token, result }

@@ -63,6 +63,11 @@ impl Folding {
         self.durable += commits;
     }
 
+    /// How many commits are known to be applied.
+    pub(super) fn durable(&self) -> u64 {
+        self.durable
+    }
+
     fn is_due(&mut self, now: Instant, fold_commits: u64) -> bool {
         let since = *self.since.get_or_insert(now);
         let unfolded = self.durable.saturating_sub(self.folded);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use flatbed_types::job::{JobError, JobRecord, JobState, ObjectPointer, StopKind};
-use flatbed_types::manifest::Manifest;
+use flatbed_types::manifest::{Manifest, PageRecord};
 use flatbed_types::task::{
     CommitRecord, FoldRecord, LaneSurvey, MergeInput, MergePlan, OutputObject, Plan, RowCounts, TaskKind,
     TaskRecord,
@@ -13,6 +13,7 @@ use flatbed_types::{
 };
 
 use crate::ledger::Refusal;
+use crate::page::PageRule;
 use crate::plan::Sizing;
 
 /// Who holds an attempt.
@@ -68,8 +69,8 @@ pub struct PlanResult {
     pub patients: u64,
     /// The patients of the job and how many, where it covers some only.
     pub roster: Option<(ObjectPointer, u64)>,
-    /// OperationOutcomes about the source.
-    pub outcomes: Vec<OutputObject>,
+    /// Files that are written already: OperationOutcomes about the request and the source, and what was deleted from it.
+    pub files: Vec<OutputObject>,
 }
 
 /// What a resolve task found.
@@ -168,6 +169,9 @@ pub enum Input {
     Release,
     /// Folded commits were written as an object.
     LedgerWritten(Result<ObjectPointer, JobError>),
+    /// A page of the manifest was written, its files being in the store. An error that is not retryable says that some
+    /// are not.
+    PageWritten(Result<ObjectPointer, JobError>),
     /// Whether every object that the manifest is to name is in the store with its size; else how many are not.
     ObjectsVerified(Result<u64, JobError>),
     /// A stop request for the job exists.
@@ -214,6 +218,10 @@ pub enum Op {
     DeleteCommitRange(u64, u64),
     /// A fold of commits.
     PutFold(u32, FoldRecord),
+    /// A page of the manifest, from 1: a new one each time.
+    PutPage(u32, PageRecord),
+    /// All pages.
+    DeletePages,
     /// The marker that counts the job against its client's cap.
     DeleteMarker,
     /// The owner key: another coordinator may claim the job.
@@ -275,6 +283,8 @@ pub enum Output {
     WriteMergePlan(MergePlan),
     /// Write these commits as the object of this fold; answer with `LedgerWritten`.
     WriteLedger(u32, Vec<(u64, CommitRecord)>),
+    /// Look whether the files of this page are in the store and write it; answer with `PageWritten`.
+    WritePage(u32, Box<Manifest>),
     /// Look whether these objects (key, size) are in the store; answer with `ObjectsVerified`.
     VerifyObjects(Vec<(String, u64)>),
     /// Write the manifest; answer with `ObjectWritten`.
@@ -302,6 +312,8 @@ pub struct Settings {
     pub max_files: usize,
     /// Commits in the store above which they are folded (`caps::FOLD_COMMITS`).
     pub fold_commits: usize,
+    /// When a page of the manifest is due, where the client takes pages.
+    pub pages: PageRule,
 }
 
 /// What the store holds of a job, read at one revision after the claim.
@@ -319,6 +331,8 @@ pub struct Stored {
     pub commits: BTreeMap<u64, CommitRecord>,
     /// Folds.
     pub folds: BTreeMap<u32, FoldRecord>,
+    /// Pages of the manifest.
+    pub pages: BTreeMap<u32, PageRecord>,
     /// A stop request.
     pub stop: Option<StopKind>,
 }

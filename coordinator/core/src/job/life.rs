@@ -1,6 +1,7 @@
 //! A job's way from state to state beside its rounds: finalizing, failing, stopping, expiring, deleting.
 
-use flatbed_types::job::{JobError, JobState, ObjectPointer, StopKind};
+use flatbed_types::job::{JobError, JobState, ObjectPointer, StopKind, Volume};
+use flatbed_types::manifest::PageRecord;
 use flatbed_types::{ErrorCode, Instant};
 
 use super::convert::from_ledger;
@@ -28,6 +29,7 @@ impl Job {
             return self.end(now, JobState::Cancelled);
         }
         self.fold(now, out);
+        self.publish(now, out);
         if self.busy.is_some() || !self.is_idle() || self.retry_at.is_some_and(|at| !is_due(at, now)) {
             return;
         }
@@ -60,6 +62,9 @@ impl Job {
 
     /// Makes the manifest, and first looks whether everything that it names is there.
     pub(super) fn finalize(&mut self, now: Instant, out: &mut Vec<Output>) {
+        if !self.are_pages_ready() {
+            return;
+        }
         let Some(time) = self.record.transaction_time else {
             return self.fail(now, internal("a planned job has no transaction time"));
         };
@@ -83,18 +88,40 @@ impl Job {
         out: &mut Vec<Output>,
     ) {
         match (self.busy.take(), missing) {
+            (Some(Busy::Verifying { manifest, result }), Ok(0)) if self.takes_pages() => {
+                match self.last_page() {
+                    Ok((page, listed)) => {
+                        self.busy = Some(Busy::LastPage { manifest, result, page });
+                        out.push(Output::WritePage(self.record.pages + 1, Box::new(listed)));
+                    }
+                    Err(broken) => self.fail(now, internal(&broken.to_string())),
+                }
+            }
             (Some(Busy::Verifying { manifest, result }), Ok(0)) => {
-                self.busy = Some(Busy::Finalizing { result });
+                self.busy = Some(Busy::Finalizing { result, page: None });
                 out.push(Output::WriteManifest(manifest));
             }
-            (Some(Busy::Verifying { .. }), Ok(count)) => {
-                let message = format!(
-                    "{count} committed files are missing from the object store or have another size there; \
-                     look for what else deletes or changes objects below the output root"
-                );
-                self.fail(now, JobError { code: ErrorCode::StorageFailed, message });
-            }
+            (Some(Busy::Verifying { .. }), Ok(count)) => self.fail(now, missing_files(count)),
             (Some(Busy::Verifying { .. }), Err(error)) => self.try_later(now, error),
+            (other, _) => self.busy = other,
+        }
+    }
+
+    pub(super) fn last_page_written(
+        &mut self,
+        now: Instant,
+        written: Result<ObjectPointer, JobError>,
+        out: &mut Vec<Output>,
+    ) {
+        match (self.busy.take(), written) {
+            (Some(Busy::LastPage { manifest, result, page }), Ok(object)) => {
+                self.busy = Some(Busy::Finalizing { result, page: Some(page.at(object)) });
+                out.push(Output::WriteManifest(manifest));
+            }
+            (Some(Busy::LastPage { .. }), Err(error)) if error.code.is_retryable() => {
+                self.try_later(now, error);
+            }
+            (Some(Busy::LastPage { .. }), Err(error)) => self.fail(now, error),
             (other, _) => self.busy = other,
         }
     }
@@ -116,7 +143,9 @@ impl Job {
                 self.finish_task(pending, Some((pointer, plan)));
             }
             (Some(Busy::Planning { pending, .. }), Err(error)) => self.give_back(now, pending, error, out),
-            (Some(Busy::Finalizing { result }), Ok(pointer)) => self.complete(now, pointer, result),
+            (Some(Busy::Finalizing { result, page }), Ok(pointer)) => {
+                self.complete(now, pointer, result, page);
+            }
             (Some(Busy::PlanningMerges(plan)), Ok(pointer)) => self.merges_planned(plan, pointer),
             (Some(Busy::PlanningMerges(_) | Busy::Finalizing { .. }), Err(error)) => {
                 self.try_later(now, error)
@@ -126,7 +155,13 @@ impl Job {
     }
 
     /// The result is fixed in a transaction of its own that no stop request may precede.
-    fn complete(&mut self, now: Instant, manifest: ObjectPointer, result: flatbed_types::job::Volume) {
+    fn complete(
+        &mut self,
+        now: Instant,
+        manifest: ObjectPointer,
+        result: Volume,
+        last_page: Option<PageRecord>,
+    ) {
         let Some(changes) = self.ledger.complete() else { return };
         for change in &changes {
             self.apply(change);
@@ -136,7 +171,9 @@ impl Job {
         self.record.result = result;
         self.record.ended = Some(now);
         self.record.expires = Some(now.plus_millis(self.settings.retention_ms.max(3 * took)));
-        let group = self.group_into(JobState::Complete, vec![Op::DeleteTasks, Op::DeleteMarker], Vec::new());
+        let mut ops = vec![Op::DeleteTasks, Op::DeleteMarker];
+        ops.extend(last_page.map(|page| self.put_page(page)));
+        let group = self.group_into(JobState::Complete, ops, Vec::new());
         self.enqueue(Group { unless_stopped: true, ..group });
     }
 
@@ -146,7 +183,8 @@ impl Job {
         self.ledger.reopen();
         self.record.state = JobState::Finalizing;
         (self.record.manifest, self.record.ended, self.record.expires) = (None, None, None);
-        self.record.result = flatbed_types::job::Volume::default();
+        self.record.result = Volume::default();
+        self.undo_last_page();
     }
 
     /// Ends the job with an error.
@@ -196,8 +234,8 @@ impl Job {
             }
             Ok(()) => {
                 self.record.ended = Some(now);
-                let group =
-                    self.group_into(JobState::Gone, vec![Op::DeleteTasks, Op::DeleteCommits], Vec::new());
+                let ops = vec![Op::DeleteTasks, Op::DeleteCommits, Op::DeletePages];
+                let group = self.group_into(JobState::Gone, ops, Vec::new());
                 self.enqueue(group);
             }
             Err(error) => self.try_later(now, error),
@@ -214,7 +252,7 @@ impl Job {
         }
     }
 
-    fn transition(&mut self, state: JobState) {
+    pub(super) fn transition(&mut self, state: JobState) {
         let group = self.group_into(state, Vec::new(), Vec::new());
         self.enqueue(group);
     }
@@ -235,6 +273,15 @@ impl Job {
     }
 }
 
-fn internal(message: &str) -> JobError {
+/// Files that commits name are not in the object store as they were written.
+pub fn missing_files(count: u64) -> JobError {
+    let message = format!(
+        "{count} committed files are missing from the object store or have another size there; \
+         look for what else deletes or changes objects below the output root"
+    );
+    JobError { code: ErrorCode::StorageFailed, message }
+}
+
+pub(super) fn internal(message: &str) -> JobError {
     JobError { code: ErrorCode::Internal, message: format!("internal error: {message}") }
 }

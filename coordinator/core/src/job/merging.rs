@@ -14,15 +14,16 @@ use std::collections::BTreeSet;
 use flatbed_types::job::{JobState, ObjectPointer};
 use flatbed_types::layout::Writer;
 use flatbed_types::task::{MergeInput, MergePlan, MergeTask, OutputKind, OutputObject, TaskKind};
-use flatbed_types::{Instant, Nonce, Position, TaskId};
+use flatbed_types::{Instant, Nonce, Position, TaskId, caps};
 
 use super::{Busy, Job, JobCommit, Output, TaskInfo};
-use crate::merge::{self, DataFile};
+use crate::merge::{self, Bounds, DataFile};
 
 impl Job {
     /// All rows are committed: small files are joined where there are too many, then the result is fixed.
     pub(super) fn rows_done(&mut self, now: Instant, out: &mut Vec<Output>) {
         match self.merge_plan() {
+            None if self.takes_pages() => self.transition(JobState::Finalizing),
             Some(plan) => {
                 self.busy = Some(Busy::PlanningMerges(plan.clone()));
                 out.push(Output::WriteMergePlan(plan));
@@ -36,7 +37,8 @@ impl Job {
 
     /// The merge tasks that the job needs and does not have yet.
     pub(super) fn merge_plan(&self) -> Option<MergePlan> {
-        if self.record.merges.is_some() {
+        // Files that a page lists stay.
+        if self.record.merges.is_some() || self.takes_pages() {
             return None;
         }
         let files = self.data_files();
@@ -44,8 +46,13 @@ impl Job {
         // also where the whole is larger than `max_files` files of the target size.
         let total: u64 = files.iter().map(|file| file.input.output.raw_bytes).fold(0, u64::saturating_add);
         let average = total / self.settings.max_files.max(1) as u64;
-        let target = self.settings.sizing.target_bytes.max(average.saturating_mul(2));
-        let tasks = merge::plan(files, self.settings.max_files, target);
+        let request = &self.record.request;
+        let bounds = Bounds {
+            target_bytes: self.settings.sizing.target_bytes.max(average.saturating_mul(2)),
+            least_bytes: request.least_file_bytes(),
+            most_bytes: request.max_file_bytes.unwrap_or(u64::MAX).min(caps::MAX_FILE_BYTES),
+        };
+        let tasks = merge::plan(files, self.settings.max_files, bounds);
         (!tasks.is_empty()).then(|| MergePlan { first_task: self.ledger.next_task().0, tasks })
     }
 

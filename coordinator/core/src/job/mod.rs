@@ -22,7 +22,7 @@
 //! those that load the job, begin or end a round, or end the job.
 //!
 //! In reading order: `io`, this file (the queue of transactions), `attempts` (workers), `rounds` and `merging`
-//! (what there is to do), `life` (from state to state), `fold`, `index` and `restore`.
+//! (what there is to do), `life` (from state to state), `paging`, `fold`, `index` and `restore`.
 //!
 //! It does not know encodings, stores, sessions' transport or time other than what it is told.
 
@@ -33,6 +33,7 @@ mod index;
 mod io;
 mod life;
 mod merging;
+mod paging;
 mod restore;
 mod rounds;
 #[cfg(test)]
@@ -42,7 +43,7 @@ mod view;
 use std::collections::{BTreeMap, VecDeque};
 
 use flatbed_types::job::{JobRecord, StopKind, Volume};
-use flatbed_types::manifest::Manifest;
+use flatbed_types::manifest::{Manifest, PageRecord};
 use flatbed_types::task::{MergePlan, Plan, TaskKind};
 use flatbed_types::{AttemptId, Epoch, Instant, JobId, KeyRange, Position, TaskId, Token, caps};
 
@@ -55,6 +56,8 @@ pub use io::{
     CommitAnswer, GrantSpec, Holder, Input, Op, Output, Payload, PlanResult, ReplyId, ResolveResult,
     Settings, Stored, TaskResult, Txn, TxnOutcome,
 };
+pub use life::missing_files;
+use paging::{Draft, Paging};
 pub use view::JobProgress;
 
 type JobLedger = Ledger<Position, Payload, Holder>;
@@ -99,8 +102,9 @@ impl Group {
 struct InFlight {
     effects: Vec<Output>,
     record: Option<Box<JobRecord>>,
-    /// How many commits are in it.
+    /// How many commits are in it, and files of rows in these.
     commits: u64,
+    files: u64,
 }
 
 /// Whether the machine works on the job.
@@ -117,10 +121,25 @@ enum Hold {
 /// Work on objects that the machine waits for.
 enum Busy {
     Drafting(Pending),
-    Planning { pending: Pending, plan: Plan },
+    Planning {
+        pending: Pending,
+        plan: Plan,
+    },
     PlanningMerges(MergePlan),
-    Verifying { manifest: Box<Manifest>, result: Volume },
-    Finalizing { result: Volume },
+    Verifying {
+        manifest: Box<Manifest>,
+        result: Volume,
+    },
+    /// The last page of a job whose client takes pages.
+    LastPage {
+        manifest: Box<Manifest>,
+        result: Volume,
+        page: Draft,
+    },
+    Finalizing {
+        result: Volume,
+        page: Option<PageRecord>,
+    },
     Deleting,
 }
 
@@ -145,6 +164,7 @@ pub struct Job {
     merges: Option<MergePlan>,
     merging: RoundProgress,
     folding: Folding,
+    paging: Paging,
     hold: Hold,
     seq: u64,
     attempts: u32,
@@ -174,6 +194,7 @@ impl Job {
             merges: None,
             merging: RoundProgress::default(),
             folding: Folding::default(),
+            paging: Paging::default(),
             hold: Hold::Owner,
             seq: 0,
             attempts: 0,
@@ -237,6 +258,7 @@ impl Job {
             Input::Speculate { attempt, holder, token } => self.speculate(attempt, holder, token),
             Input::Release => self.release(out),
             Input::LedgerWritten(object) => self.ledger_written(now, object),
+            Input::PageWritten(object) => self.page_written(now, object, out),
             Input::ObjectsVerified(missing) => self.objects_verified(now, missing, out),
             Input::Stop(kind) => self.stop = self.stop.or(Some(kind)),
             Input::TxnDone(outcome) => self.txn_done(outcome, out),
@@ -272,6 +294,7 @@ impl Job {
             | Input::Truncate { .. }
             | Input::Speculate { .. }
             | Input::LedgerWritten(_)
+            | Input::PageWritten(_)
             | Input::ObjectsVerified(_)
             | Input::DraftRead(_)
             | Input::ObjectWritten(_)
@@ -346,17 +369,22 @@ impl Job {
         }
         let put = |op: &Op| if let Op::PutJob(record) = op { Some(record.clone()) } else { None };
         let record = ops.iter().rev().find_map(put);
-        let commits = ops.iter().filter(|op| matches!(op, Op::PutCommit(..))).count() as u64;
-        self.in_flight = Some(InFlight { effects, record, commits });
+        let commits =
+            ops.iter().filter_map(|op| if let Op::PutCommit(_, commit) = op { Some(commit) } else { None });
+        let (commits, files) = commits.fold((0, 0), |(commits, files), commit| {
+            (commits + 1, files + paging::files_of(&commit.outputs))
+        });
+        self.in_flight = Some(InFlight { effects, record, commits, files });
         out.push(Output::Propose(Txn { epoch: self.ledger.epoch, seq: self.seq, ops, unless_stopped }));
     }
 
     fn txn_done(&mut self, outcome: TxnOutcome, out: &mut Vec<Output>) {
-        let Some(InFlight { effects, record, commits }) = self.in_flight.take() else { return };
+        let Some(InFlight { effects, record, commits, files }) = self.in_flight.take() else { return };
         match outcome {
             TxnOutcome::Applied => {
                 self.seq += 1;
                 self.folding.applied(commits);
+                self.paging.applied(files);
                 if let Some(record) = record {
                     self.durable = *record;
                 }
@@ -392,11 +420,12 @@ fn weight(op: &Op) -> usize {
             KEY + outputs + positions(&commit.range).iter().sum::<usize>()
         }
         Op::PutJob(record) => KEY * (8 + record.request.patients.len()),
-        Op::PutFold(..) => 2 * KEY,
+        Op::PutFold(..) | Op::PutPage(..) => 2 * KEY,
         Op::DeleteTask(_)
         | Op::DeleteTasks
         | Op::DeleteCommits
         | Op::DeleteCommitRange(..)
+        | Op::DeletePages
         | Op::DeleteMarker
         | Op::Release
         | Op::DeleteJob => KEY,

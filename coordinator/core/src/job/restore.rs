@@ -28,7 +28,7 @@ use crate::ledger::{Change, Stage};
 
 impl Job {
     pub(super) fn restore(&mut self, stored: Stored) {
-        let Stored { record: _, plans, tasks: records, merges, commits, folds, stop: _ } = stored;
+        let Stored { record: _, plans, tasks: records, merges, commits, folds, pages, stop: _ } = stored;
         let mut cut_off = BTreeMap::new();
         for (round, plan) in (0..).zip(&plans) {
             self.add_round(round, plan);
@@ -43,6 +43,7 @@ impl Job {
             self.apply(&change);
         }
         self.folding = Folding::stored(self.ledger.next_commit(), folds.iter());
+        self.restore_pages(&pages);
         // Untouched tasks: those of a plan are open unless a commit or a record says otherwise.
         let mut open: Vec<(TaskId, KeyRange)> = Vec::new();
         for plan in &plans {

@@ -181,21 +181,26 @@ impl Job {
             Ok(surveys) => surveys,
             Err(error) => return self.give_back(now, pending, error, out),
         };
+        let sizing = self.sizing(&surveys);
         let tasks = match &pending.result {
             TaskResult::Plan(result) => {
                 let share = match &result.roster {
                     Some((_, chosen)) => Share { chosen: *chosen, all: result.patients },
                     None => Share::ALL,
                 };
-                plan::first_round(&surveys, &self.record.request, share, self.settings.sizing)
+                plan::first_round(&surveys, &self.record.request, share, sizing)
             }
             TaskResult::Resolve(result) => {
-                plan::next_round(&surveys, &self.record.request, &result.counts, self.settings.sizing)
+                plan::next_round(&surveys, &self.record.request, &result.counts, sizing)
             }
         };
         let is_last = tasks.is_empty() && matches!(pending.result, TaskResult::Resolve(_));
         if is_last {
             return self.finish_task(pending, None);
+        }
+        if let Some(refused) = plan::refuse_small_files(&self.record.request, &tasks, self.settings.max_files)
+        {
+            return self.give_back(now, pending, refused, out);
         }
         // The special task is still open and takes no number of the plan; nothing else is open that could be cut.
         let plan = Plan { first_task: self.ledger.next_task().0, tasks };
@@ -285,7 +290,7 @@ impl Job {
 impl Pending {
     fn as_commit(&self, round: u32) -> JobCommit {
         let outputs = match &self.result {
-            TaskResult::Plan(result) => result.outcomes.clone(),
+            TaskResult::Plan(result) => result.files.clone(),
             TaskResult::Resolve(result) => result.outcomes.clone(),
         };
         let payload =

@@ -5,9 +5,39 @@ use flatbed_coordinator_core::ledger;
 
 use super::mutation::Mutation;
 use super::protocol::{Action, Answer, Decision, Protocol};
-use super::state::{Grant, State, View, Worker};
+use super::state::{Commit, Grant, Key, State, View, Worker};
 
 impl Protocol {
+    /// Whether the data committed so far calls for a round that is not open yet.
+    pub(super) fn wants_round(&self, view: &View) -> bool {
+        let next = usize::from(view.round);
+        if next >= self.config.rounds.len() {
+            return self.mutated(Mutation::RoundOpenedTwice) && next > 1;
+        }
+        let planned = self.config.plan(view.round) & !self.config.plan(view.round.saturating_sub(1));
+        let of_last = |commit: &&Commit| planned >> commit.lo & 1 == 1;
+        next == 0 || view.ledger.commits().values().filter(of_last).any(|commit| commit.payload.references)
+    }
+
+    pub(super) fn may_complete(&self, view: &View) -> bool {
+        let ready = !self.wants_round(view) || self.mutated(Mutation::CompleteIgnoresReferences);
+        view.round > 0 && ready
+    }
+
+    /// The files that merge tasks are to join, by task. Production joins neighbours and only above a number of files;
+    /// here it is all files, whenever there are two.
+    pub(super) fn merge_plan(&self, state: &State, view: &View) -> Vec<Vec<Key>> {
+        let mut files: Vec<Key> = view.ledger.commits().values().map(|commit| commit.payload.key).collect();
+        if self.mutated(Mutation::MergesUncommitted) {
+            files = state.objects.iter().map(|object| object.key).collect();
+        }
+        if files.len() < 2 {
+            return Vec::new();
+        }
+        let tasks = if self.mutated(Mutation::MergesOverlap) { 2 } else { 1 };
+        vec![files; tasks]
+    }
+
     pub(super) fn owner_actions(&self, state: &State, owner: usize, view: &View, actions: &mut Vec<Action>) {
         let (config, spent) = (&self.config, &state.spent);
         if spent.collected < config.collected {
@@ -38,6 +68,9 @@ impl Protocol {
         if may_open && view.ledger.tasks().is_empty() && self.wants_round(view) {
             decide(Decision::OpenRound);
         }
+        if self.mutated(Mutation::PageWithoutFence) && !self.fence_holds(&state.store, fence) {
+            self.ends_of_pages(view).for_each(|behind| decide(Decision::PublishPage { behind }));
+        }
         if !self.fence_holds(&state.store, fence) || view.ledger.stage() != ledger::Stage::Open {
             return;
         }
@@ -45,8 +78,10 @@ impl Protocol {
         if self.may_complete(view) {
             decide(Decision::Complete);
         }
+        self.ends_of_pages(view).for_each(|behind| decide(Decision::PublishPage { behind }));
         let rows_done = view.ledger.tasks().is_empty() && self.may_complete(view);
-        let may_merge = config.merges && view.merges.is_empty() && rows_done;
+        let listed = config.pages > 0 && !self.mutated(Mutation::PagesMerged);
+        let may_merge = config.merges && !listed && view.merges.is_empty() && rows_done;
         if may_merge && !self.merge_plan(state, view).is_empty() {
             decide(Decision::OpenMerges);
         }

@@ -58,6 +58,8 @@ pub struct Config {
     pub cancel: bool,
     /// Whether committed files may be joined when all rows are committed.
     pub merges: bool,
+    /// Pages that may be published before the last; with 0 there are none.
+    pub pages: u8,
     /// How often the source changes.
     pub changes: u8,
     pub mutation: Option<Mutation>,
@@ -80,6 +82,7 @@ impl Config {
         withdrawals: false,
         cancel: false,
         merges: false,
+        pages: 0,
         changes: 0,
         mutation: None,
     };

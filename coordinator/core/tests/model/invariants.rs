@@ -1,11 +1,13 @@
 //! What must hold in every state, and what some state must show so that a search is known to reach it.
 
+use std::collections::BTreeSet;
+
 use flatbed_coordinator_core::ledger::Stage;
 use stateright::Property;
 
 use super::config::{MERGES, span};
 use super::protocol::Protocol;
-use super::state::{Commit, Ledger, Message, State, View, kept, rows_of};
+use super::state::{Commit, Key, Ledger, Message, Page, State, View, kept, rows_of};
 
 pub const COVERAGE: &str = "I1 coverage: committed and remaining ranges partition the plan";
 pub const MANIFEST: &str = "I2 manifest: a complete job's result tiles the whole plan";
@@ -15,6 +17,8 @@ pub const FENCE: &str = "I4 fence: only the latest claim writes, and its view is
 pub const FINALITY: &str = "I5 finality: a stopped job never completes, an ended one never changes";
 pub const COLLECTION: &str = "I6 collection: no deleted object is or becomes committed";
 pub const UNIQUENESS: &str = "I7 uniqueness: attempts and object names are never used twice";
+pub const PAGES: &str =
+    "I8 pages: a published page stays, lists a part of the ledger once, and all of them are the result";
 pub const GENERATION: &str = "I9 generation: a complete job's rows are of one state of the source";
 pub const ANSWERS: &str = "A answers: what was said is in the store";
 
@@ -29,6 +33,7 @@ pub fn properties(protocol: &Protocol) -> Vec<Property<Protocol>> {
         Property::always(FINALITY, |_, state| finality(state)),
         Property::always(COLLECTION, |_, state| collection(state)),
         Property::always(UNIQUENESS, |_, state| uniqueness(state)),
+        Property::always(PAGES, pages),
         Property::always(GENERATION, |_, state| generation(state)),
         Property::always(ANSWERS, |_, state: &State| !state.broken.answer),
         Property::sometimes("completes", |_, state: &State| state.is_complete()),
@@ -67,6 +72,19 @@ pub fn properties(protocol: &Protocol) -> Vec<Property<Protocol>> {
         all.push(Property::sometimes("completes without the files that were joined", |_, state: &State| {
             let gone = |key: &_| state.object(*key).is_none();
             state.is_complete() && state.store.merges.iter().flatten().any(gone)
+        }));
+    }
+    if config.pages > 0 {
+        all.push(Property::sometimes("completes behind a page", |_, state: &State| {
+            state.is_complete() && state.store.pages.len() > 1
+        }));
+    }
+    if config.pages > 1 && config.epochs > 1 {
+        all.push(Property::sometimes("goes on behind the page of another", |_, state: &State| {
+            let early = |page: &Page| state.store.ledger.commits().range(page.first..page.behind).next();
+            let epochs = state.store.pages.values().filter_map(early);
+            let epochs: Vec<u64> = epochs.map(|(_, commit)| commit.attempt.epoch().0).collect();
+            epochs.windows(2).any(|pair| pair[0] < pair[1])
         }));
     }
     if config.changes > 0 {
@@ -147,6 +165,25 @@ fn durability(state: &State) -> bool {
         })
 }
 
+fn pages(protocol: &Protocol, state: &State) -> bool {
+    let (store, ledger) = (&state.store, &state.store.ledger);
+    let (mut next, mut listed) = (0, BTreeSet::new());
+    for ((number, page), follows) in store.pages.iter().zip(1..) {
+        let commits = ledger.commits().range(page.first..page.behind.max(page.first));
+        let as_committed = commits.map(|(_, commit)| &commit.payload.key).eq(&page.files);
+        let is_next = *number == follows && page.first == next && page.behind <= ledger.next_commit();
+        // The purge of a stopped job takes everything.
+        let there = |key: &Key| ledger.stage() == Stage::Stopped || state.object(*key).is_some();
+        if !is_next || !as_committed || !page.files.iter().all(|key| there(key) && listed.insert(*key)) {
+            return false;
+        }
+        next = page.behind;
+    }
+    let result = || kept(ledger).values().map(|commit| commit.payload.key).collect::<BTreeSet<_>>();
+    let whole = protocol.config.pages == 0 || !state.is_complete() || listed == result();
+    !state.broken.page && whole
+}
+
 fn generation(state: &State) -> bool {
     let mut pins = state.store.ledger.commits().values().map(|commit| commit.payload.pin);
     let first = pins.next();
@@ -160,6 +197,7 @@ fn fence(state: &State) -> bool {
             || (view.seq == state.store.seq
                 && (view.round, view.pin) == (state.store.round, state.store.pin)
                 && view.merges == state.store.merges
+                && view.pages == state.store.pages
                 && same(&view.ledger, &state.store.ledger))
     };
     !state.broken.fence && state.owners.iter().flatten().all(current)

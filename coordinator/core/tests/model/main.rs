@@ -10,6 +10,7 @@ mod config;
 mod deeds;
 mod invariants;
 mod mutation;
+mod pages;
 mod protocol;
 mod state;
 mod suite;
@@ -76,6 +77,7 @@ searches! {
     unused_round,
     two_tasks,
     merges,
+    pages,
     changed_source,
     three_epochs,
 }
@@ -105,6 +107,11 @@ mistakes! {
     merges_uncommitted: MergesUncommitted,
     collector_takes_inputs_early: CollectorTakesInputsEarly,
     collector_takes_replacement: CollectorTakesReplacement,
+    page_without_fence: PageWithoutFence,
+    pages_forgotten: PagesForgotten,
+    page_of_objects: PageOfObjects,
+    pages_merged: PagesMerged,
+    complete_without_last_page: CompleteWithoutLastPage,
     read_ignores_pin: ReadIgnoresPin,
     round_pins_again: RoundPinsAgain,
     grant_before_applied: GrantBeforeApplied,

@@ -59,6 +59,16 @@ pub enum Mutation {
     CollectorTakesInputsEarly,
     /// The collector does not see that a joined file is committed.
     CollectorTakesReplacement,
+    /// A page is published without comparing the fence.
+    PageWithoutFence,
+    /// Whoever claims a job does not read which pages are published.
+    PagesForgotten,
+    /// A page lists what lies in the object store instead of what is committed.
+    PageOfObjects,
+    /// Files that pages list are joined.
+    PagesMerged,
+    /// The result is published without the page of what is left.
+    CompleteWithoutLastPage,
     /// A worker reads the source as it is, not as it was pinned.
     ReadIgnoresPin,
     /// Each round of planning pins the source anew.

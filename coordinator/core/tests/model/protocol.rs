@@ -56,6 +56,10 @@ pub enum Decision {
     OpenRound,
     /// All rows are committed and files are to be joined.
     OpenMerges,
+    /// The files of the commits up to this number become a page.
+    PublishPage {
+        behind: u64,
+    },
     Grant {
         task: TaskId,
         slot: usize,
@@ -87,10 +91,10 @@ pub enum Answer {
 impl Action {
     /// Whether it brings the job nearer to its end; the others delay or disturb it.
     pub fn advances(&self) -> bool {
-        use Decision::{Commit, Complete, OpenMerges, OpenRound};
+        use Decision::{Commit, Complete, OpenMerges, OpenRound, PublishPage};
         match self {
             Action::Decide { decision, answer: Answer::Heard, .. } => {
-                matches!(decision, OpenRound | OpenMerges | Commit { .. } | Complete)
+                matches!(decision, OpenRound | OpenMerges | PublishPage { .. } | Commit { .. } | Complete)
             }
             Action::Resync { .. } | Action::Deliver { .. } | Action::Seal { .. } => true,
             _ => false,
@@ -116,6 +120,7 @@ impl Protocol {
         let unfenced = match self.config.mutation {
             Some(Mutation::RoundWithoutFence) => matches!(proposal.opens, Opens::Round(..)),
             Some(Mutation::SwapWithoutFence) => proposal.swaps(),
+            Some(Mutation::PageWithoutFence) => proposal.page.is_some() && proposal.manifest.is_none(),
             _ => false,
         };
         unfenced || self.fence_holds(store, proposal.fence())
@@ -141,6 +146,10 @@ impl Protocol {
             Opens::Round(number, pin) => (store.round, store.pin) = (*number, *pin),
             Opens::Merges(merges) => store.merges.clone_from(merges),
         }
+        if let Some((number, page)) = &proposal.page {
+            let former = store.pages.insert(*number, page.clone());
+            state.broken.page |= former.is_some_and(|former| former != *page);
+        }
         if publishes {
             store.manifest.clone_from(&proposal.manifest);
         }
@@ -161,6 +170,7 @@ impl Protocol {
             Opens::Round(number, pin) => (view.round, view.pin) = (*number, *pin),
             Opens::Merges(merges) => view.merges.clone_from(merges),
         }
+        view.pages.extend(proposal.page.clone());
         view.unknown = None;
         Self::follow(state, &proposal.then);
     }
@@ -224,7 +234,7 @@ impl Protocol {
     }
 
     /// A claim is a transaction of its own; the view is then read at its revision, record by record.
-    fn claim(state: &mut State, owner: usize) {
+    fn claim(&self, state: &mut State, owner: usize) {
         let store = &mut state.store;
         let mut stored = (*store.ledger).clone();
         stored.epoch = Epoch(stored.epoch.0 + 1);
@@ -239,38 +249,10 @@ impl Protocol {
         }
         let ledger = if read == *store.ledger { store.ledger.clone() } else { Hashed::new(read) };
         let (round, pin, merges) = (store.round, store.pin, store.merges.clone());
+        let forgotten = self.mutated(Mutation::PagesForgotten);
+        let pages = if forgotten { Pages::new() } else { store.pages.clone() };
         state.owners[owner] =
-            Some(View { ledger, seq: 0, round, pin, merges, next_attempt: 0, unknown: None });
-    }
-
-    /// Whether the data committed so far calls for a round that is not open yet.
-    pub(super) fn wants_round(&self, view: &View) -> bool {
-        let next = usize::from(view.round);
-        if next >= self.config.rounds.len() {
-            return self.mutated(Mutation::RoundOpenedTwice) && next > 1;
-        }
-        let planned = self.config.plan(view.round) & !self.config.plan(view.round.saturating_sub(1));
-        let of_last = |commit: &&Commit| planned >> commit.lo & 1 == 1;
-        next == 0 || view.ledger.commits().values().filter(of_last).any(|commit| commit.payload.references)
-    }
-
-    pub(super) fn may_complete(&self, view: &View) -> bool {
-        let ready = !self.wants_round(view) || self.mutated(Mutation::CompleteIgnoresReferences);
-        view.round > 0 && ready
-    }
-
-    /// The files that merge tasks are to join, by task. Production joins neighbours and only above a number of files;
-    /// here it is all files, whenever there are two.
-    pub(super) fn merge_plan(&self, state: &State, view: &View) -> Vec<Vec<Key>> {
-        let mut files: Vec<Key> = view.ledger.commits().values().map(|commit| commit.payload.key).collect();
-        if self.mutated(Mutation::MergesUncommitted) {
-            files = state.objects.iter().map(|object| object.key).collect();
-        }
-        if files.len() < 2 {
-            return Vec::new();
-        }
-        let tasks = if self.mutated(Mutation::MergesOverlap) { 2 } else { 1 };
-        vec![files; tasks]
+            Some(View { ledger, seq: 0, round, pin, merges, pages, next_attempt: 0, unknown: None });
     }
 
     /// The transaction of a decision, by the production rules. `None` where they decide against it.
@@ -281,6 +263,7 @@ impl Protocol {
             seq: view.seq,
             changes: Vec::new(),
             opens: Opens::Nothing,
+            page: None,
             manifest: None,
             then: Follow::Nothing,
         };
@@ -314,7 +297,14 @@ impl Protocol {
             Decision::Withdraw { task, attempt } => ledger.withdraw(*task, *attempt)?,
             Decision::Truncate { task, at } => ledger.truncate(*task, *at)?,
             Decision::Commit { .. } => return None,
+            Decision::PublishPage { behind } => {
+                proposal.page = Some(self.page(state, view, *behind)?);
+                Vec::new()
+            }
             Decision::Complete => {
+                if self.config.pages > 0 && !self.mutated(Mutation::CompleteWithoutLastPage) {
+                    proposal.page = Some(self.page(state, view, ledger.next_commit())?);
+                }
                 proposal.manifest = Some(Hashed::new(kept(ledger)));
                 if self.mutated(Mutation::CompleteIgnoresTasks) {
                     vec![Change::SetStage(ledger::Stage::Complete)]
@@ -376,6 +366,7 @@ impl Protocol {
                     seq: view.seq,
                     changes,
                     opens: Opens::Nothing,
+                    page: None,
                     manifest: None,
                     then: Follow::Accepted(key),
                 };
@@ -435,7 +426,7 @@ impl Model for Protocol {
     fn next_state(&self, last: &State, action: Action) -> Option<State> {
         let mut state = last.clone();
         match action {
-            Action::Claim { owner } => Self::claim(&mut state, owner),
+            Action::Claim { owner } => self.claim(&mut state, owner),
             Action::Decide { owner, decision, answer } => {
                 self.decide(&mut state, owner, &decision, answer)?
             }

@@ -98,6 +98,17 @@ impl<T> Hash for Hashed<T> {
     }
 }
 
+/// A page of the result that is published before the job ends: the files of these commits.
+#[derive(Debug, Clone, PartialEq, Hash)]
+pub struct Page {
+    pub first: u64,
+    pub behind: u64,
+    pub files: Vec<Key>,
+}
+
+/// Pages by number, from 1.
+pub type Pages = BTreeMap<u8, Page>;
+
 /// The job in the metadata store. The epoch of the fence is `ledger.epoch`.
 #[derive(Debug, Clone, PartialEq, Hash)]
 pub struct Store {
@@ -112,6 +123,7 @@ pub struct Store {
     pub pin: u8,
     /// The files that each merge task joins; empty while there is no merge plan.
     pub merges: Vec<Vec<Key>>,
+    pub pages: Pages,
     /// The published result.
     pub manifest: Option<Hashed<BTreeMap<u64, Commit>>>,
 }
@@ -173,6 +185,7 @@ pub struct View {
     pub round: u8,
     pub pin: u8,
     pub merges: Vec<Vec<Key>>,
+    pub pages: Pages,
     /// Number of the next attempt of this epoch. In memory only: a new claim starts again, in a new epoch.
     pub next_attempt: u32,
     /// The transaction whose outcome the owner does not know. Until it does, it proposes nothing else.
@@ -186,6 +199,8 @@ pub struct Proposal {
     pub seq: u8,
     pub changes: Vec<Change>,
     pub opens: Opens,
+    /// The page that this transaction publishes.
+    pub page: Option<(u8, Page)>,
     /// The result that this transaction publishes; it then also compares that there is no stop request.
     pub manifest: Option<Hashed<BTreeMap<u64, Commit>>>,
     pub then: Follow,
@@ -306,6 +321,8 @@ pub struct Broken {
     pub answer: bool,
     /// An attempt was granted twice, or an object written twice.
     pub uniqueness: bool,
+    /// A page that was published says something else now.
+    pub page: bool,
 }
 
 /// Everything.
@@ -337,6 +354,7 @@ impl State {
                 round: 0,
                 pin: 0,
                 merges: Vec::new(),
+                pages: Pages::new(),
                 manifest: None,
             },
             owners: vec![None; owners],

@@ -120,6 +120,12 @@ pub const SHORT: &[Search] = &[
         at_least: 1_100_000,
         config: Config { grants: 3, runs: 3, lost_answers: 1, collected: 1, merges: true, ..BASE },
     },
+    // Pages appear at any moment, by whichever owner, and none is contradicted.
+    Search {
+        name: "pages",
+        at_least: 950_000,
+        config: Config { runs: 3, lost_answers: 1, collected: 1, pages: 2, ..BASE },
+    },
     // The source moves on while the job reads the state that it pinned.
     Search {
         name: "changed_source",
@@ -150,12 +156,13 @@ pub const WIDE: Config = Config {
     withdrawals: true,
     cancel: true,
     merges: false,
+    pages: 3,
     changes: 1,
     mutation: None,
 };
 
 /// The same over fewer rows, so that chance gets as far as joining files.
-pub const WIDE_MERGES: Config = Config { rounds: TWO_TASKS, merges: true, ..WIDE };
+pub const WIDE_MERGES: Config = Config { rounds: TWO_TASKS, merges: true, pages: 0, ..WIDE };
 
 /// Every mistake.
 pub const SEEDED: &[Seeded] = &[
@@ -242,6 +249,19 @@ pub const SEEDED: &[Seeded] = &[
         mutation: Mutation::CollectorTakesReplacement,
         breaks: COLLECTION,
         config: Config { collected: 1, merges: true, ..BASE },
+    },
+    Seeded { mutation: Mutation::PageWithoutFence, breaks: PAGES, config: Config { pages: 1, ..BASE } },
+    Seeded { mutation: Mutation::PagesForgotten, breaks: PAGES, config: Config { pages: 2, ..BASE } },
+    Seeded { mutation: Mutation::PageOfObjects, breaks: PAGES, config: Config { pages: 1, ..Config::CALM } },
+    Seeded {
+        mutation: Mutation::PagesMerged,
+        breaks: PAGES,
+        config: Config { pages: 1, ..ONE_OWNER_MERGES },
+    },
+    Seeded {
+        mutation: Mutation::CompleteWithoutLastPage,
+        breaks: PAGES,
+        config: Config { pages: 1, ..Config::CALM },
     },
     Seeded {
         mutation: Mutation::ReadIgnoresPin,

@@ -171,9 +171,9 @@ async fn export(
     progress.phase("finishing");
     cluster.stop().await;
     let manifest = manifest?;
-    let (out, work) = (out.to_owned(), work.path().to_owned());
+    let (out, work, request) = (out.to_owned(), work.path().to_owned(), request.clone());
     let placing = tokio::task::spawn_blocking(move || {
-        let files = result::place(&manifest, &request_url, &store, &out, &work)?;
+        let files = result::place(&manifest, &request, &request_url, &store, &out, &work)?;
         anyhow::Ok((manifest, files))
     });
     let placed = placing.await.context("moving the files ended early")??;
@@ -364,6 +364,7 @@ fn summary(out: &Path, manifest: &Manifest, files: &[PlacedFile], elapsed: Durat
         "storedBytes": files.iter().map(|file| file.stored_bytes).sum::<u64>(),
         "bytesPerSecond": display::rate(raw, elapsed),
         "output": list(OutputKind::Data),
+        "deleted": list(OutputKind::Deleted),
         "error": list(OutputKind::Outcome),
     })
 }

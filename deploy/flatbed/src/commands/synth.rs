@@ -11,9 +11,9 @@ use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use flatbed_chassis::ByteSize;
 use flatbed_extract::source::{NoProgress, Window};
-use flatbed_extract::{Body, Scan, Select, Snapshot, Source as _};
+use flatbed_extract::{Body, Scan, Snapshot, Source as _};
 use flatbed_types::task::LaneSurvey;
-use flatbed_types::{Codec, KeyRange, Lane, ResourceType, Section, caps};
+use flatbed_types::{Codec, Lane, ResourceType, Section, caps};
 use serde_json::{Value, json};
 
 use crate::cli::Failure;
@@ -155,16 +155,7 @@ fn write_type(
         if !surveys.iter().any(|survey| survey.lane == lane) {
             continue;
         }
-        let scan = Scan {
-            lane,
-            range: KeyRange::ALL,
-            select: Select::All,
-            window: Window::default(),
-            references: false,
-            shape: None,
-            deflated: false,
-        };
-        let mut reader = snapshot.read(scan).map_err(|error| anyhow!(error.message))?;
+        let mut reader = snapshot.read(Scan::whole(lane)).map_err(|error| anyhow!(error.message))?;
         while let Some(piece) = reader.next().map_err(|error| anyhow!(error.message))? {
             let Body::Plain(bytes) = &piece.body else { bail!("the source gave compressed rows unasked") };
             sink.write_all(bytes).with_context(doing)?;

@@ -51,6 +51,8 @@ pub struct Target<'a> {
     pub access: Access,
     /// Lines that the file must have.
     pub count: Option<u64>,
+    /// Whether its lines may begin blocks of one resource each, and such lines do not count.
+    pub organized: bool,
     /// Where the bytes gather.
     pub part: &'a Path,
     /// The folder for the complete file.
@@ -68,13 +70,13 @@ struct Part {
 
 impl Part {
     /// Opens a part, keeps what is there when `keep`, and reads it through the verifier.
-    fn open(path: &Path, keep: bool) -> Result<Part, Trouble> {
+    fn open(path: &Path, keep: bool, organized: bool) -> Result<Part, Trouble> {
         let opened = OpenOptions::new().read(true).write(true).create(true).truncate(!keep).open(path);
         let file = opened.map_err(|error| disk(path, error))?;
         if !keep {
             file.sync_all().map_err(|error| disk(path, error))?;
         }
-        let mut part = Part { file, len: 0, verifier: Verifier::new() };
+        let mut part = Part { file, len: 0, verifier: Verifier::new(organized) };
         let mut buffer = vec![0; BATCH];
         loop {
             match part.file.read(&mut buffer).map_err(|error| disk(path, error))? {
@@ -129,8 +131,8 @@ pub async fn attempt(
     received: impl Fn(u64),
 ) -> Result<Finished, Trouble> {
     let strong = started.filter(|started| started.etag.as_deref().is_some_and(is_strong));
-    let (path, keep) = (target.part.to_owned(), strong.is_some());
-    let mut part = blocking(move || Part::open(&path, keep)).await?;
+    let (path, keep, organized) = (target.part.to_owned(), strong.is_some(), target.organized);
+    let mut part = blocking(move || Part::open(&path, keep, organized)).await?;
 
     let mut request = http.request(Method::GET, target.url, target.access).map_err(Trouble::Fatal)?;
     request = request.header(ACCEPT, ACCEPTED_FORMAT).header(ACCEPT_ENCODING, "gzip");
@@ -147,7 +149,7 @@ pub async fn attempt(
             if part.len > 0 {
                 // Before the journal names the new version: its validator must never stand for old bytes.
                 let path = target.part.to_owned();
-                part = blocking(move || Part::open(&path, false)).await?;
+                part = blocking(move || Part::open(&path, false, organized)).await?;
             }
             begin(&Started { etag: header(&response, ETAG), coding }).map_err(Trouble::Fatal)?;
         }

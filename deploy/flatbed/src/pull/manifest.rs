@@ -29,6 +29,8 @@ pub struct Entry {
     pub url: Url,
     /// Lines that it must have, where the manifest says so.
     pub count: Option<u64>,
+    /// Whether the file holds blocks of one resource each, with header lines that are not counted.
+    pub organized: bool,
     /// The item as received.
     item: Map<String, Value>,
 }
@@ -77,7 +79,8 @@ impl PulledManifest {
                         section,
                         name: format!("{kind}.{number}"),
                         url,
-                        count: count.filter(|_| counts_lines && !organized),
+                        count: count.filter(|_| counts_lines),
+                        organized: organized && section == "output",
                         item: item.clone(),
                     });
                 }
@@ -203,6 +206,7 @@ mod tests {
         }
         let organized = json!({"transactionTime": "t", "outputOrganizedBy": "Patient",
             "output": [{"url": "https://x/a", "count": 2}]});
-        assert_eq!(PulledManifest::read(&[organized], &base()).unwrap().entries[0].count, None);
+        let entry = &PulledManifest::read(&[organized], &base()).unwrap().entries[0];
+        assert_eq!((entry.count, entry.organized), (Some(2), true));
     }
 }

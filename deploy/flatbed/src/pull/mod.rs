@@ -337,6 +337,7 @@ impl Pull<'_> {
                 url: &url,
                 access,
                 count: entry.count,
+                organized: entry.organized,
                 part: &part,
                 folder: &self.options.out,
                 name: &entry.name,

@@ -1,6 +1,7 @@
 //! Checks a file while it streams by: complete gzip, complete lines, each the beginning of a JSON object.
 //!
-//! Does not parse resources; what is inside a line is the server's business. Whether a file is compressed is
+//! Does not parse resources; what is inside a line is the server's business. Only the header lines of files that are
+//! organised by a resource are told from resources (OB-02), by their type: a Parameters is never exported. Whether a file is compressed is
 //! seen from its first bytes: NDJSON cannot begin like gzip, and servers also hand out compressed files without
 //! saying so in a header.
 
@@ -19,10 +20,13 @@ const MAX_OPEN_TAIL: usize = 64 << 20;
 #[error("{0}")]
 pub struct Rejected(pub String);
 
+/// A header line is not longer: a Parameters with one reference.
+const MAX_HEADER: usize = 4 << 10;
+
 /// What a complete file holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Verified {
-    /// Lines, blank ones not counted.
+    /// Resources: lines, blank ones and those that begin a block not counted.
     pub lines: u64,
     /// Whether it is compressed.
     pub gzip: bool,
@@ -31,6 +35,8 @@ pub struct Verified {
 /// A file in the making.
 pub struct Verifier {
     head: Vec<u8>,
+    /// Whether lines may begin blocks.
+    organized: bool,
     state: State,
 }
 
@@ -42,9 +48,9 @@ enum State {
 }
 
 impl Verifier {
-    /// Nothing seen yet.
-    pub fn new() -> Verifier {
-        Verifier { head: Vec::new(), state: State::Undecided }
+    /// Nothing seen yet of a file that is organised by a resource, or not.
+    pub fn new(organized: bool) -> Verifier {
+        Verifier { head: Vec::new(), organized, state: State::Undecided }
     }
 
     /// The next bytes of the file, as received.
@@ -56,9 +62,9 @@ impl Verifier {
                     return Ok(());
                 }
                 self.state = if self.head.starts_with(&GZIP_MAGIC) {
-                    State::Gzip(Box::new(MultiGzDecoder::new(Lines::default())))
+                    State::Gzip(Box::new(MultiGzDecoder::new(Lines::new(self.organized))))
                 } else {
-                    State::Plain(Lines::default())
+                    State::Plain(Lines::new(self.organized))
                 };
                 let head = std::mem::take(&mut self.head);
                 self.feed(&head)
@@ -77,7 +83,7 @@ impl Verifier {
     /// The end of the file. `count` is what the manifest says.
     pub fn finish(mut self, count: Option<u64>) -> Result<Verified, Rejected> {
         if let State::Undecided = self.state {
-            let mut lines = Lines::default();
+            let mut lines = Lines::new(self.organized);
             lines.feed(&self.head)?;
             self.state = State::Plain(lines);
         }
@@ -95,11 +101,13 @@ impl Verifier {
             }
         };
         lines.finish()?;
+        let resources = lines.complete - lines.headers;
+        // Servers differ in whether header lines count (OB-11).
         match count {
-            Some(expected) if expected != lines.complete => {
-                Err(Rejected(format!("holds {} lines, the manifest says {expected}", lines.complete)))
+            Some(expected) if expected != resources && expected != lines.complete => {
+                Err(Rejected(format!("holds {resources} lines, the manifest says {expected}")))
             }
-            _ => Ok(Verified { lines: lines.complete, gzip }),
+            _ => Ok(Verified { lines: resources, gzip }),
         }
     }
 }
@@ -107,6 +115,11 @@ impl Verifier {
 #[derive(Default)]
 struct Lines {
     complete: u64,
+    /// Those of them that begin a block.
+    headers: u64,
+    organized: bool,
+    /// The start of the present line, where it may be a header.
+    start: Vec<u8>,
     inside: bool,
     /// The bytes of the line that is not complete yet.
     tail: Vec<u8>,
@@ -115,6 +128,26 @@ struct Lines {
 }
 
 impl Lines {
+    fn new(organized: bool) -> Lines {
+        Lines { organized, ..Lines::default() }
+    }
+
+    /// Keeps as much of the present line as a header can have, and a byte more.
+    fn remember(&mut self, part: &[u8]) {
+        if self.organized {
+            let room = (MAX_HEADER + 1).saturating_sub(self.start.len());
+            self.start.extend_from_slice(&part[..part.len().min(room)]);
+        }
+    }
+
+    /// The present line is complete.
+    fn count(&mut self) {
+        self.complete += 1;
+        self.inside = false;
+        self.headers += u64::from(is_header(&self.start));
+        self.start.clear();
+    }
+
     fn feed(&mut self, bytes: &[u8]) -> Result<(), Rejected> {
         // No JSON holds this byte; a part that was on its way to the disk when the power failed may.
         if memchr::memchr(0, bytes).is_some() {
@@ -136,6 +169,7 @@ impl Lines {
                 }
             }
             let Some(end) = memchr::memchr(b'\n', rest) else {
+                self.remember(rest);
                 if self.tail.len() + rest.len() > MAX_OPEN_TAIL {
                     self.tail_too_long = true;
                     self.tail = Vec::new();
@@ -144,8 +178,8 @@ impl Lines {
                 }
                 return Ok(());
             };
-            self.complete += 1;
-            self.inside = false;
+            self.remember(&rest[..end]);
+            self.count();
             self.tail.clear();
             self.tail_too_long = false;
             rest = &rest[end + 1..];
@@ -169,10 +203,28 @@ impl Lines {
         if !whole {
             return Err(Rejected(format!("ends in the middle of line {}", self.complete + 1)));
         }
-        self.complete += 1;
-        self.inside = false;
+        self.count();
         Ok(())
     }
+}
+
+/// Whether a line begins a block (OB-02).
+fn is_header(line: &[u8]) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Header {
+        #[serde(rename = "resourceType")]
+        resource_type: String,
+        parameter: Vec<Parameter>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Parameter {
+        name: String,
+    }
+    let may_be = line.len() <= MAX_HEADER && memchr::memmem::find(line, b"Parameters").is_some();
+    let Some(Ok(Header { resource_type, parameter })) = may_be.then(|| serde_json::from_slice(line)) else {
+        return false;
+    };
+    resource_type == "Parameters" && parameter.iter().any(|parameter| parameter.name == "header")
 }
 
 impl Write for Lines {
@@ -203,7 +255,7 @@ mod tests {
     /// Fed whole and byte by byte, which must make no difference.
     fn verify(bytes: &[u8], count: Option<u64>) -> Result<Verified, String> {
         let run = |size: usize| {
-            let mut verifier = Verifier::new();
+            let mut verifier = Verifier::new(false);
             for chunk in bytes.chunks(size) {
                 verifier.feed(chunk)?;
             }
@@ -227,6 +279,26 @@ mod tests {
         assert_eq!(verify(b"", Some(0)).map(|v| v.lines), Ok(0));
         assert_eq!(verify(b"{\"a\":1}\r\n\r\n{\"a\":2}\r\n", None).map(|v| v.lines), Ok(2));
         assert_eq!(verify(b"{\"a\":1}\n{\"a\":2}", Some(2)).map(|v| v.lines), Ok(2));
+    }
+
+    #[test]
+    fn ob_11_lines_that_begin_blocks_are_no_resources() {
+        let header = r#"{"resourceType":"Parameters","parameter":[{"name":"header","valueReference":{"reference":"Patient/1"}}]}"#;
+        let patient =
+            format!(r#"{{"resourceType":"Patient","id":"1","text":"{}"}}"#, "x".repeat(2 * MAX_HEADER));
+        let other = r#"{"resourceType":"Observation","note":"\"Parameters\""}"#;
+        let text = format!("{header}\n{patient}\n{other}\n{header}\n{other}");
+        let verify = |organized: bool, size: usize, count: u64| {
+            let mut verifier = Verifier::new(organized);
+            for chunk in text.as_bytes().chunks(size) {
+                verifier.feed(chunk).unwrap();
+            }
+            verifier.finish(Some(count)).map(|verified| verified.lines).ok()
+        };
+        for size in [1, 7, 5_000, text.len()] {
+            assert_eq!([3, 5, 4].map(|count| verify(true, size, count)), [Some(3), Some(3), None]);
+            assert_eq!([3, 5].map(|count| verify(false, size, count)), [None, Some(5)]);
+        }
     }
 
     #[test]

@@ -70,6 +70,7 @@ pub const RULES: &[Rule] = &[
     rule(CONTROL, "Complete", &[Role::Worker]),
     rule(JOBS, "CreateJob", JOB_CALLERS),
     rule(JOBS, "GetJob", JOB_CALLERS),
+    rule(JOBS, "GetPage", JOB_CALLERS),
     rule(JOBS, "ListJobs", JOB_CALLERS),
     rule(JOBS, "StopJob", JOB_CALLERS),
     rule(JOBS, "GetSource", JOB_CALLERS),

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
-use flatbed_gateway::{Gateway, GatewayOptions, HostPolicy, PublicUrl};
+use flatbed_gateway::{Capabilities, Gateway, GatewayOptions, HostPolicy, Limits, Pace, PublicUrl};
 use flatbed_proto::reach::Coordinators;
+use flatbed_types::request::Dialect;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -35,6 +36,24 @@ pub enum FileLinks {
     Off,
 }
 
+/// `--post-dialect`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum PostDialect {
+    /// Of Bulk Data 1.0 to 3.0.
+    Legacy,
+    /// Of Bulk Data 4.0.
+    V4,
+}
+
+impl PostDialect {
+    fn dialect(self) -> Dialect {
+        match self {
+            PostDialect::Legacy => Dialect::Legacy,
+            PostDialect::V4 => Dialect::V4,
+        }
+    }
+}
+
 /// Options of the door.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Clients")]
@@ -59,6 +78,18 @@ pub struct DoorArgs {
     #[arg(long)]
     pub lenient_headers: bool,
 
+    /// Form of the answers to $export by POST: of Bulk Data 1.0 to 3.0, or of 4.0, which $export-v4 always gives.
+    #[arg(long, value_name = "DIALECT", value_enum, default_value_t = PostDialect::Legacy)]
+    pub post_dialect: PostDialect,
+
+    /// Polls a minute of one job that a client may make in the long run, and at once; 0 for any number.
+    #[arg(long, value_name = "N", default_value_t = 60)]
+    pub polls_per_minute: u32,
+
+    /// Kick-offs a minute that a client may make in the long run, half as many at once; 0 for any number.
+    #[arg(long, value_name = "N", default_value_t = 60)]
+    pub kick_offs_per_minute: u32,
+
     /// How clients get files that rest in a bucket; from a folder they always come through this process.
     #[arg(long, value_name = "MODE", value_enum, default_value_t = FileLinks::Redirect)]
     pub file_links: FileLinks,
@@ -82,6 +113,16 @@ impl DoorArgs {
         Ok(())
     }
 
+    fn limits(&self) -> Limits {
+        let pace = |per_minute: u32, burst: u32| {
+            (per_minute > 0).then_some(Pace { burst: burst.max(1), per_minute })
+        };
+        Limits {
+            kick_offs: pace(self.kick_offs_per_minute, self.kick_offs_per_minute / 2),
+            polls: pace(self.polls_per_minute, self.polls_per_minute),
+        }
+    }
+
     /// Listens, so that the address is known before anything is started.
     pub async fn bind(&self) -> Result<BoundDoor, Failure> {
         let listener = rpc::bind(self.listen, "--listen").await?;
@@ -96,6 +137,11 @@ impl DoorArgs {
     }
 }
 
+/// What our workers can do for a request. Which Provenance belongs to which resource no source knows yet: asking for it is
+/// refused by name.
+pub const CAPABILITIES: Capabilities =
+    Capabilities { organized_output: true, associated_data: false, partial_manifests: true };
+
 /// A door whose address is taken.
 pub struct BoundDoor {
     listener: TcpListener,
@@ -107,10 +153,12 @@ impl BoundDoor {
     /// Lets clients in.
     pub fn open(self, args: &DoorArgs, coordinators: Coordinators, output: &Output) -> Door {
         let options = GatewayOptions {
-            public_url: self.public_url,
             hosts: if args.allow_open { HostPolicy::Any } else { HostPolicy::LocalOrPublic },
             lenient_headers: args.lenient_headers,
-            require_token: false,
+            post_dialect: args.post_dialect.dialect(),
+            capabilities: CAPABILITIES,
+            limits: args.limits(),
+            ..GatewayOptions::new(self.public_url)
         };
         let mut gateway = Gateway::new(coordinators, output.objects.clone(), options, Arc::new(places::now));
         if let (FileLinks::Redirect, Some(links)) = (args.file_links, &output.links) {
@@ -166,5 +214,15 @@ mod tests {
         assert!(checked(&["--public-url", "https://ehr.example/{a}"]).unwrap_err().contains("its path"));
         assert_eq!(checked(&["--file-links", "off"]), Ok(()));
         assert!(checked(&["--file-links", "sometimes"]).unwrap_err().contains("redirect"));
+        assert!(checked(&["--post-dialect", "v3"]).unwrap_err().contains("legacy, v4"));
+    }
+
+    #[test]
+    fn limits_are_those_of_the_gateway_unless_told_otherwise() {
+        let limits = |args: &[&str]| Only::try_parse_from(["x"].iter().chain(args)).unwrap().door.limits();
+        assert_eq!(limits(&[]), Limits::default());
+        assert_eq!(limits(&["--polls-per-minute", "0", "--kick-offs-per-minute", "0"]), Limits::NONE);
+        let one = limits(&["--kick-offs-per-minute", "1"]).kick_offs;
+        assert_eq!(one, Some(Pace { burst: 1, per_minute: 1 }));
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Result, anyhow, bail};
 use flatbed_coordinator::{Coordinator, CoordinatorOptions};
-use flatbed_gateway::{Gateway, GatewayOptions, HostPolicy};
+use flatbed_gateway::{Gateway, GatewayOptions, HostPolicy, Limits};
 use flatbed_proto::reach::Coordinators;
 use flatbed_types::{Codec, Instant};
 use object_store::ObjectStore;
@@ -138,10 +138,9 @@ impl World {
     async fn gateway(self: Arc<World>, coordinators: Vec<String>) -> turmoil::Result {
         let coordinators = Coordinators::new(coordinators, net::dial())?;
         let options = GatewayOptions {
-            public_url: PUBLIC.parse()?,
             hosts: HostPolicy::Any,
-            lenient_headers: false,
-            require_token: false,
+            limits: Limits::NONE,
+            ..GatewayOptions::new(PUBLIC.parse()?)
         };
         let objects = self.objects.clone() as Arc<dyn ObjectStore>;
         let router = Gateway::new(coordinators, objects, options, Arc::new(wall_clock)).router();

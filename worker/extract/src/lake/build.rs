@@ -2,28 +2,37 @@
 //!
 //! A type is redone as a whole when any file that holds or held it changed; the files of all other lanes are
 //! shared with the generation before. Files that did not change are read again only for types that are redone.
-//! The result does not depend on the number of threads nor on whether it was made at once or in steps.
+//! The rows do not depend on the number of threads nor on whether they were put into order at once or in steps; since
+//! when they are known, and what was deleted, follows from the generation before. Types with absent rows are always
+//! redone: whether they can be found now is not seen in the listing.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use flatbed_types::{Instant, ResourceType};
+use flatbed_types::{Instant, Lane, ResourceType};
 
 use super::catalog::{
-    FileEntry, Generation, LaneEntry, Settings, by_path, lane_file_name, problems_file_name,
+    FileEntry, Generation, LaneEntry, Settings, TypeEntry, absent_file_name, by_path, gone_file_name,
+    lane_file_name, problems_file_name,
 };
+use super::changes::{Changes, Moments, Note};
 use super::collect::{Collected, Collector, Outcome, Reading, push_problem};
 use super::disk::disk_error;
-use super::duplicates::{Conflict, Losers, resolve};
+use super::duplicates::{Conflict, Found, resolve};
+use super::former::FormerLane;
+use super::gone::GoneReader;
+use super::history::{self, Names, Settling, Written};
 use super::list::{Listed, Listing, Place, Stamp};
 use super::merge::Merged;
-use super::order::{Sources, write_lanes};
+use super::order::{Ordered, Sources, write_lanes};
 use super::problems::{ProblemWriter, Stored, each_stored};
-use super::record::Types;
+use super::read::read_error;
+use super::record::{Origin, Types};
+use super::snapshot::OpenGeneration;
 use crate::compartment::Compartment;
 use crate::sort::Sorter;
 use crate::source::{Progress, SourceError};
@@ -42,8 +51,10 @@ pub(super) struct Build<'a> {
     pub(super) threads: usize,
     pub(super) sort_budget: usize,
     pub(super) listing: &'a Listing,
+    /// The latest transaction time that anybody has got from the index.
+    pub(super) seen: Instant,
     /// The newest generation with the same settings.
-    pub(super) base: Option<&'a Generation>,
+    pub(super) base: Option<&'a OpenGeneration>,
     pub(super) number: u64,
     /// Makes the names of its files its own ([`super::catalog::new_mark`]).
     pub(super) mark: u64,
@@ -66,7 +77,7 @@ type Task<'a> = (usize, Option<&'a BTreeSet<ResourceType>>);
 impl Build<'_> {
     /// Makes the generation and all of its files but does not enter it into the catalogue.
     pub(super) fn run(&self) -> Result<Generation, SourceError> {
-        let known = self.base.map(|base| by_path(&base.files)).unwrap_or_default();
+        let known = self.base.map(|base| by_path(&base.generation.files)).unwrap_or_default();
         let unchanged = |listed: &Listed| {
             let entry = known.get(listed.path.as_str())?;
             (entry.is_of(listed) && !entry.unread).then_some(*entry)
@@ -76,6 +87,8 @@ impl Build<'_> {
         let kept_paths: HashSet<&str> = kept.iter().flatten().map(|entry| entry.path.as_str()).collect();
         let gone = known.values().filter(|entry| !kept_paths.contains(entry.path.as_str()));
         let mut redone: BTreeSet<ResourceType> = gone.flat_map(|entry| entry.types()).collect();
+        let absent = self.base.iter().flat_map(|base| base.absent.keys());
+        redone.extend(absent.map(|lane| lane.resource_type));
 
         let files = Files {
             entries: kept.iter().map(|entry| Mutex::new(entry.cloned())).collect(),
@@ -225,11 +238,12 @@ impl Build<'_> {
             content: format!("{:032x}", outcome.content),
             types: outcome.types.iter().map(|held| held.name().to_owned()).collect(),
             unread: outcome.unread,
+            damaged: outcome.damaged,
         };
         *files.entries[index].lock().unwrap_or_else(PoisonError::into_inner) = Some(entry);
     }
 
-    /// Everything is read: duplicates, lanes, problems.
+    /// Everything is read: duplicates, lanes, deletions, problems.
     fn finish(
         &self,
         files: Files,
@@ -256,65 +270,111 @@ impl Build<'_> {
             spools.push(part.spool);
             bytes += part.bytes;
         }
+        let mut changes = Changes::new(self.scratch);
         let mut more = Sorter::new(self.scratch, 1 << 20);
-        let identities = Merged::new(identities).map_err(disk)?;
-        let losers = self.duplicates(identities, &dead, &mut more).map_err(disk)?;
+        let mut noted =
+            Noted { build: self, types: Types::new(), problems: &mut more, changes: &mut changes };
+        let resolved =
+            Merged::new(identities).and_then(|all| resolve(all, &dead, &mut noted)).map_err(disk)?;
         self.carry_over(redone, kept_paths, &mut more)?;
         problems.push(more.finish().map_err(disk)?);
         let problems_name = problems_file_name(self.number, self.mark);
         write_problems(problems, &dead, &self.folder.join(&problems_name)).map_err(disk)?;
 
         let rows = Merged::new(rows).map_err(disk)?;
-        let sources = Sources { rows, spools: &spools, losers: &losers, dead: &dead, bytes };
+        let (moments, former) = (self.moments(), self.former(redone).map_err(disk)?);
+        let sources =
+            Sources { rows, spools: &spools, resolved: &resolved, dead: &dead, bytes, moments, former };
         let name = |lane| lane_file_name(self.number, self.mark, lane);
-        let ordered = write_lanes(sources, self.folder, &name, self.threads, self.progress).map_err(disk)?;
+        let ordered = write_lanes(sources, self.folder, &name, self.threads, &mut changes, self.progress)
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::InvalidData => read_error(&error),
+                _ => disk(error),
+            })?;
+        let is_partial = Generation::is_partial(&entries, &self.listing.obstacles);
+        let written = self.write_history(redone, is_partial, changes).map_err(disk)?;
+        self.generation(entries, redone, ordered, written, problems_name).map_err(disk)
+    }
+
+    fn moments(&self) -> Moments {
+        Moments { seen: self.base.map(|_| self.seen), time: self.time }
+    }
+
+    /// What the generation before had in the lanes that are made anew.
+    fn former(&self, redone: &BTreeSet<ResourceType>) -> io::Result<BTreeMap<Lane, FormerLane>> {
+        let Some(base) = self.base else { return Ok(BTreeMap::new()) };
+        let mut lanes: BTreeSet<Lane> = base.lanes.keys().chain(base.absent.keys()).copied().collect();
+        lanes.retain(|lane| redone.contains(&lane.resource_type));
+        let open = |lane: Lane| {
+            let absent = GoneReader::new(base.absent.get(&lane))?;
+            Ok((lane, FormerLane::new(lane.section, base.lanes.get(&lane).cloned(), absent)?))
+        };
+        lanes.into_iter().map(open).collect()
+    }
+
+    fn write_history(
+        &self,
+        redone: &BTreeSet<ResourceType>,
+        is_partial: bool,
+        changes: Changes,
+    ) -> io::Result<Written> {
+        let none = BTreeMap::new();
+        let settling = Settling {
+            moments: self.moments(),
+            is_partial,
+            redone,
+            former: self.base.map_or(&none, |base| &base.gone),
+            scratch: self.scratch,
+        };
+        let names = Names {
+            folder: self.folder,
+            gone: &|resource_type| gone_file_name(self.number, self.mark, resource_type),
+            absent: &|lane| absent_file_name(self.number, self.mark, lane),
+        };
+        history::write(&settling, changes.finish()?, &names)
+    }
+
+    /// What was written, with what is shared with the generation before.
+    fn generation(
+        &self,
+        files: Vec<FileEntry>,
+        redone: &BTreeSet<ResourceType>,
+        ordered: Ordered,
+        written: Written,
+        problems: String,
+    ) -> io::Result<Generation> {
+        let base = self.base.map(|base| &base.generation);
         let mut lanes: Vec<LaneEntry> =
             ordered.lanes.into_iter().map(|(lane, file)| LaneEntry::new(lane, file)).collect();
-        for lane in self.base.iter().flat_map(|base| &base.lanes) {
-            if !redone.contains(&lane.lane().map_err(disk)?.resource_type) {
+        for lane in base.iter().flat_map(|base| &base.lanes) {
+            if !redone.contains(&lane.lane()?.resource_type) {
                 lanes.push(lane.clone());
             }
         }
         lanes.sort_by(|a, b| (&a.resource_type, a.standalone).cmp(&(&b.resource_type, b.standalone)));
+        let mut gone: Vec<TypeEntry> = written.gone;
+        for entry in base.iter().flat_map(|base| &base.gone) {
+            if !redone.contains(&entry.resource_type()?) {
+                gone.push(entry.clone());
+            }
+        }
+        gone.sort_by(|a, b| a.resource_type.cmp(&b.resource_type));
+        let known_from = base.map_or(self.time.nanos(), |base| base.known_from);
         let obstacles = self.listing.obstacles.clone();
+        let before = base.map(|base| (base, self.time));
         Ok(Generation {
             number: self.number,
-            fingerprint: Generation::compute_fingerprint(self.settings, &entries, &obstacles),
+            fingerprint: Generation::compute_fingerprint(self.settings, &files, &obstacles, before),
             time: self.time.nanos(),
             settings: self.settings,
-            files: entries,
+            files,
             obstacles,
             lanes,
-            problems: problems_name,
-        })
-    }
-
-    fn duplicates(
-        &self,
-        identities: Merged,
-        dead: &HashSet<u32>,
-        problems: &mut Sorter,
-    ) -> io::Result<Losers> {
-        let types = Types::new();
-        let place = |origin: super::record::Origin| {
-            let path = self.listing.files.get(origin.file()).map_or("", |listed| listed.path.as_str());
-            format!("{path}:{}", origin.line)
-        };
-        resolve(identities, dead, &mut |conflict: Conflict| {
-            let resource_type = types.of(conflict.type_number)?;
-            let resource = format!("{resource_type}/{}", conflict.id);
-            let (loser, winner) = (place(conflict.loser), place(conflict.winner));
-            let stored = Stored {
-                issue: "conflict".to_owned(),
-                message: format!(
-                    "{loser}: {resource} is left out: {winner} has other content for it and is newer or later"
-                ),
-                resource: Some(resource),
-                file: self.listing.files.get(conflict.loser.file()).map(|listed| listed.path.clone()),
-                conflict: Some(resource_type.name().to_owned()),
-                line: conflict.loser.line,
-            };
-            push_problem(problems, conflict.loser.unit, &stored)
+            problems,
+            gone,
+            absent: written.absent,
+            undecided: written.undecided,
+            known_from: written.forgotten.map_or(known_from, |from| known_from.max(from.nanos())),
         })
     }
 
@@ -338,7 +398,7 @@ impl Build<'_> {
             push_problem(problems, NO_UNIT, &stored).map_err(disk)?;
         }
         let Some(base) = self.base else { return Ok(()) };
-        let before: PathBuf = self.folder.join(&base.problems);
+        let before: PathBuf = self.folder.join(&base.generation.problems);
         let before = Arc::new(File::open(before).map_err(disk)?);
         each_stored(&before, &mut |stored: Stored| {
             let holds = match (&stored.conflict, &stored.file) {
@@ -348,6 +408,45 @@ impl Build<'_> {
             };
             if holds { push_problem(problems, NO_UNIT, &stored).map_err(disk) } else { Ok(()) }
         })
+    }
+}
+
+/// Takes what is found among the identities.
+struct Noted<'a> {
+    build: &'a Build<'a>,
+    types: Types,
+    problems: &'a mut Sorter,
+    changes: &'a mut Changes,
+}
+
+impl Noted<'_> {
+    fn path(&self, origin: Origin) -> Option<&String> {
+        self.build.listing.files.get(origin.file()).map(|listed| &listed.path)
+    }
+}
+
+impl Found for Noted<'_> {
+    fn conflict(&mut self, conflict: Conflict) -> io::Result<()> {
+        let resource_type = self.types.of(conflict.type_number)?;
+        let resource = format!("{resource_type}/{}", conflict.id);
+        let place =
+            |origin: Origin| format!("{}:{}", self.path(origin).map_or("", String::as_str), origin.line);
+        let (loser, winner) = (place(conflict.loser), place(conflict.winner));
+        let stored = Stored {
+            issue: "conflict".to_owned(),
+            message: format!(
+                "{loser}: {resource} is left out: {winner} has other content for it and is newer or later"
+            ),
+            resource: Some(resource),
+            file: self.path(conflict.loser).cloned(),
+            conflict: Some(resource_type.name().to_owned()),
+            line: conflict.loser.line,
+        };
+        push_problem(self.problems, conflict.loser.unit, &stored)
+    }
+
+    fn deletion(&mut self, type_number: u8, id: &[u8], deleted: Instant) -> io::Result<()> {
+        self.changes.note(self.types.of(type_number)?, id, Note::Deleted(deleted))
     }
 }
 

@@ -17,7 +17,7 @@ use super::list::{Listed, Listing};
 use crate::source::SourceError;
 
 /// Version of all formats of an index. Another one is built anew.
-const FORMAT: u32 = 3;
+const FORMAT: u32 = 4;
 /// Generations kept for the tasks of plans that were made from them. They share lanes that did not change.
 pub(super) const KEPT: usize = 16;
 /// Generations kept whatever their number of files.
@@ -26,6 +26,8 @@ pub(super) const LEAST_KEPT: usize = 3;
 const KEPT_FILES: usize = 200_000;
 const CATALOG: &str = "catalog.json";
 const LOCK: &str = "lock";
+/// Holds the latest transaction time that was given out, in nanoseconds since 1970.
+const SEEN: &str = "seen";
 
 /// What of the options decides what is in the ordered copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +52,9 @@ pub(super) struct FileEntry {
     /// It could not be opened, or not be read to its end: to be tried again.
     #[serde(default)]
     pub(super) unread: bool,
+    /// What stands behind a damaged place in it is not known.
+    #[serde(default)]
+    pub(super) damaged: bool,
 }
 
 impl FileEntry {
@@ -91,6 +96,19 @@ impl LaneEntry {
     }
 }
 
+/// A type and its file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct TypeEntry {
+    pub(super) resource_type: String,
+    pub(super) file: String,
+}
+
+impl TypeEntry {
+    pub(super) fn resource_type(&self) -> io::Result<ResourceType> {
+        self.resource_type.parse().map_err(|_| io::ErrorKind::InvalidData.into())
+    }
+}
+
 /// One state of the lake, put into patient order. Immutable.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Generation {
@@ -103,6 +121,14 @@ pub(super) struct Generation {
     pub(super) obstacles: Vec<String>,
     pub(super) lanes: Vec<LaneEntry>,
     pub(super) problems: String,
+    /// What was deleted, by type (`history`).
+    pub(super) gone: Vec<TypeEntry>,
+    /// Rows that are missing while a part of the lake cannot be read, by lane.
+    pub(super) absent: Vec<LaneEntry>,
+    /// How many they are.
+    pub(super) undecided: u64,
+    /// From when on deletions are known, in nanoseconds since 1970.
+    pub(super) known_from: i64,
 }
 
 impl Generation {
@@ -120,17 +146,35 @@ impl Generation {
 
     /// Whether all its files are in the folder.
     pub(super) fn is_whole(&self, folder: &Path) -> bool {
-        let mut names = self.lanes.iter().map(|lane| lane.file.as_str()).chain([self.problems.as_str()]);
-        names.all(|name| folder.join(name).is_file())
+        self.names().all(|name| folder.join(name).is_file())
     }
 
-    /// The identity of the state: equal for two indexes that were made of the same files in the same way, and
-    /// for no two states with other contents, even where size and time of a file were kept.
+    /// The names of its files.
+    fn names(&self) -> impl Iterator<Item = &str> {
+        let lanes = self.lanes.iter().chain(&self.absent).map(|lane| lane.file.as_str());
+        lanes.chain(self.gone.iter().map(|gone| gone.file.as_str())).chain([self.problems.as_str()])
+    }
+
+    /// Whether some of what belongs to the lake could not be read.
+    pub(super) fn is_partial(files: &[FileEntry], obstacles: &[String]) -> bool {
+        !obstacles.is_empty() || files.iter().any(|file| file.unread || file.damaged)
+    }
+
+    /// The identity of the state: equal for two first generations that were made of the same files in the same way, and
+    /// for no two states with other contents, even where size and time of a file were kept. What came before counts
+    /// too (`base`, and the time of this generation): since when rows are known follows from it.
     pub(super) fn compute_fingerprint(
         settings: Settings,
         files: &[FileEntry],
         obstacles: &[String],
+        base: Option<(&Generation, Instant)>,
     ) -> String {
+        if let Some((base, _)) = base
+            && base.files == files
+            && base.obstacles == obstacles
+        {
+            return base.fingerprint.clone();
+        }
         let mut hash = Sha256::new();
         let mut field = |bytes: &[u8]| {
             hash.update((bytes.len() as u64).to_le_bytes());
@@ -148,6 +192,10 @@ impl Generation {
         }
         for obstacle in obstacles {
             field(obstacle.as_bytes());
+        }
+        if let Some((base, time)) = base {
+            field(base.fingerprint.as_bytes());
+            field(&time.nanos().to_le_bytes());
         }
         let digest = hash.finalize();
         let hex: String = digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
@@ -206,11 +254,8 @@ impl Catalog {
     /// Removes files that no generation has: of generations that are not kept, and of builds that died. Who
     /// has them open reads on.
     pub(super) fn sweep(&self, folder: &Path) -> io::Result<()> {
-        let mut named: BTreeSet<&str> = BTreeSet::from([CATALOG, LOCK]);
-        for generation in &self.generations {
-            named.insert(&generation.problems);
-            named.extend(generation.lanes.iter().map(|lane| lane.file.as_str()));
-        }
+        let mut named: BTreeSet<&str> = BTreeSet::from([CATALOG, LOCK, SEEN]);
+        named.extend(self.generations.iter().flat_map(Generation::names));
         for entry in fs::read_dir(folder)? {
             let entry = entry?;
             let ours = entry.file_name().to_str().is_some_and(is_index_file);
@@ -227,6 +272,18 @@ impl Catalog {
         self.generations.iter().map(|generation| generation.number).max().unwrap_or(0) + 1
     }
 
+    /// The newest generation with these settings.
+    pub(super) fn newest(&self, settings: Settings) -> Option<&Generation> {
+        self.generations.iter().rev().find(|generation| generation.settings == settings)
+    }
+
+    /// The latest transaction time that anybody may have got from this index.
+    pub(super) fn seen(&self, folder: &Path) -> io::Result<Instant> {
+        let given = read_seen(folder)?;
+        let made = self.generations.iter().map(Generation::time).max();
+        Ok(made.max(given).unwrap_or(Instant::MIN))
+    }
+
     /// The generation with this fingerprint.
     pub(super) fn find(&self, fingerprint: &str) -> Option<&Generation> {
         self.generations.iter().find(|generation| generation.fingerprint == fingerprint)
@@ -235,7 +292,25 @@ impl Catalog {
 
 /// Only files that an index can have made are ever removed: the folder may be a mistake in an option.
 fn is_index_file(name: &str) -> bool {
-    name.ends_with(".lane") || name.ends_with(".problems") || name == "catalog.json.tmp"
+    [".lane", ".problems", ".gone", ".absent"].iter().any(|ending| name.ends_with(ending))
+        || ["catalog.json.tmp", "seen.tmp"].contains(&name)
+}
+
+fn read_seen(folder: &Path) -> io::Result<Option<Instant>> {
+    match fs::read_to_string(folder.join(SEEN)) {
+        Ok(text) => Ok(text.trim().parse().ok().map(Instant::from_nanos)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Notes that this transaction time is given out, before it is. Whoever calls holds the lock: a generation that is
+/// being made counts with the times that were noted before.
+pub(super) fn note_seen(folder: &Path, time: Instant) -> io::Result<()> {
+    if read_seen(folder)?.is_some_and(|seen| seen >= time) {
+        return Ok(());
+    }
+    replace(folder, SEEN, time.nanos().to_string().as_bytes())
 }
 
 /// A number that no other build has, not even one of an index that was removed meanwhile: who has files open
@@ -247,8 +322,22 @@ pub(super) fn new_mark() -> u64 {
 
 /// The file of a lane in a generation.
 pub(super) fn lane_file_name(number: u64, mark: u64, lane: Lane) -> String {
+    format!("{}.lane", lane_stem(number, mark, lane))
+}
+
+/// The file of a lane's absent rows.
+pub(super) fn absent_file_name(number: u64, mark: u64, lane: Lane) -> String {
+    format!("{}.absent", lane_stem(number, mark, lane))
+}
+
+fn lane_stem(number: u64, mark: u64, lane: Lane) -> String {
     let section = if lane.section == Section::Standalone { "standalone" } else { "compartment" };
-    format!("g{number:06}-{}-{section}-{mark:016x}.lane", lane.resource_type)
+    format!("g{number:06}-{}-{section}-{mark:016x}", lane.resource_type)
+}
+
+/// The file of a type's deletions.
+pub(super) fn gone_file_name(number: u64, mark: u64, resource_type: ResourceType) -> String {
+    format!("g{number:06}-{resource_type}-{mark:016x}.gone")
 }
 
 /// The file of a generation's problems.

@@ -11,12 +11,13 @@ use flatbed_types::request::FhirId;
 use flatbed_types::{Instant, ResourceType, Section};
 use xxhash_rust::xxh3::Xxh3;
 
+use super::deletions;
 use super::directory::{REFERENCES, SEVERAL, put_list};
 use super::disk::{Spool, Spooled};
 use super::lines::{Heard, Line, Lines, Stop, open_plain};
 use super::list::Listed;
 use super::problems::Stored;
-use super::record::{Origin, Payload, Row, Types, identity_key, section_number};
+use super::record::{Origin, Payload, Row, Types, deletion_key, identity_key, section_number};
 use crate::compartment::{Belonging, Compartment};
 use crate::header::{Header, Malformed, check_utf8, scan_line, scan_stream};
 use crate::piece::line_fingerprint;
@@ -48,11 +49,14 @@ pub(super) struct Outcome {
     pub(super) content: u128,
     /// The system could not read on: unlike damage, that may pass.
     pub(super) unread: bool,
+    /// Not all of it could be taken apart.
+    pub(super) damaged: bool,
 }
 
 impl Outcome {
     /// Of a file that could not be opened.
-    pub(super) const NOTHING: Outcome = Outcome { types: BTreeSet::new(), content: 0, unread: true };
+    pub(super) const NOTHING: Outcome =
+        Outcome { types: BTreeSet::new(), content: 0, unread: true, damaged: false };
 }
 
 /// What one thread collects.
@@ -125,12 +129,13 @@ impl Collector {
             modified: reading.modified,
             only: reading.only,
             named: types_in_name(&reading.listed.path),
+            has_deletions: deletions::may_hold(&reading.listed.path),
         };
         let mut held = Held::default();
         let rows = &mut self.rows;
         let content = Arc::new(Mutex::new(Xxh3::new()));
         let heard = Heard { count, content: content.clone() };
-        let mut unread = false;
+        let (mut unread, mut damaged) = (false, false);
         let stop = match open_plain(reading.file, reading.listed.coding, heard) {
             Ok(input) => Lines { input, max_line: rows.max_line, spool: &mut self.spool }.each(
                 &mut |line, content, spool| {
@@ -148,6 +153,7 @@ impl Collector {
             Err(Stop::Damaged(error, after)) => {
                 // Decoders report damage with errors of their own; those of the system come through as such.
                 unread = error.raw_os_error().is_some();
+                damaged = !unread;
                 let what = if unread { "not readable" } else { "damaged" };
                 let message = format!("{what} after line {after}, what follows is left out: {error}");
                 rows.problem(&about, after + 1, "incomplete", &message, None)?;
@@ -159,7 +165,7 @@ impl Collector {
             rows.problem(&about, *line, "value", &message, None)?;
         }
         let content = content.lock().unwrap_or_else(PoisonError::into_inner).digest128();
-        Ok(Outcome { types: held.types, content, unread })
+        Ok(Outcome { types: held.types, content, unread, damaged })
     }
 
     /// Notes a problem of a whole file.
@@ -170,6 +176,7 @@ impl Collector {
             modified: listed.stamp.modified,
             only: None,
             named: BTreeSet::new(),
+            has_deletions: false,
         };
         self.rows.problem(&about, 0, "exception", message, None)
     }
@@ -192,6 +199,7 @@ struct About<'a> {
     modified: Instant,
     only: Option<&'a BTreeSet<ResourceType>>,
     named: BTreeSet<ResourceType>,
+    has_deletions: bool,
 }
 
 /// What was found in the file so far.
@@ -229,6 +237,9 @@ impl Rows {
         line: Line<'_>,
         spool: &Spool,
     ) -> io::Result<()> {
+        if about.has_deletions && self.deletions(about, held, number, &line, &spool.file())? {
+            return Ok(());
+        }
         let outcome = match line {
             Line::Short(bytes) => self.short(about, held, number, bytes)?,
             Line::Long(place) => self.long(about, held, number, place, &spool.file())?,
@@ -240,6 +251,53 @@ impl Rows {
             Ok(()) => Ok(()),
             Err((issue, message)) => self.problem(about, number, issue, &message, None),
         }
+    }
+
+    /// Takes the deletions of a line that is a Bundle of them; false for any other.
+    fn deletions(
+        &mut self,
+        about: &About<'_>,
+        held: &mut Held,
+        number: u64,
+        line: &Line<'_>,
+        spool: &Arc<File>,
+    ) -> io::Result<bool> {
+        let open = || -> Box<dyn io::Read + '_> {
+            match line {
+                Line::Short(bytes) => Box::new(*bytes),
+                Line::Long(place) => Box::new(place.open(spool)),
+                Line::TooLong => Box::new(io::empty()),
+            }
+        };
+        let Some(found) = deletions::recognise(open())? else { return Ok(false) };
+        if found.is_moment_wrong {
+            let message = "meta.lastUpdated is not a FHIR instant; the file's time stands in for it";
+            self.problem(about, number, "value", message, None)?;
+        }
+        let deleted = found.moment.unwrap_or(about.modified);
+        let origin = Origin { unit: about.unit, line: number };
+        let mut others = 0_u64;
+        let is_whole = deletions::each_entry(open(), &mut |target| {
+            let Some((resource_type, id)) = target else {
+                others += 1;
+                return Ok(());
+            };
+            if about.only.is_some_and(|only| !only.contains(&resource_type)) {
+                return Ok(());
+            }
+            held.types.insert(resource_type);
+            deletion_key(&mut self.key, self.types.number(resource_type), id.as_str(), deleted, origin);
+            self.identities.push(&self.key, &[])
+        })?;
+        if !is_whole {
+            let message = "not a Bundle of deletions as a whole, what follows in it is left out";
+            self.problem(about, number, "structure", message, None)?;
+        }
+        if others > 0 {
+            let message = format!("{others} entries of the Bundle are not the deletion of a Type/id");
+            self.problem(about, number, "value", &message, None)?;
+        }
+        Ok(true)
     }
 
     fn short(

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! entry : varint shared key bytes, varint rest, rest bytes      (against the entry before)
-//!         flags u8, varint zigzag(lastUpdated - that of the entry before)
+//!         flags u8, varint zigzag(lastUpdated - that of the entry before),
+//!         [varint zigzag(known since - lastUpdated)]
 //!         home row : varint line length (without \n), [list of patients], [list of references]
 //!         link     : varint len, least patient of the row
 //! list  : varint count, (varint len, bytes)*
@@ -14,6 +15,7 @@ use std::ops::Range;
 use flatbed_types::Instant;
 
 use crate::keylist::{put_varint, take, take_varint};
+use crate::source::Change;
 
 /// The entry is a link: the row's bytes stand under its least patient.
 pub(super) const LINK: u8 = 1;
@@ -21,6 +23,8 @@ pub(super) const LINK: u8 = 1;
 pub(super) const SEVERAL: u8 = 2;
 /// The row refers to supporting resources, which are listed.
 pub(super) const REFERENCES: u8 = 4;
+/// The row is known since another moment than it states, which follows.
+const LATE: u8 = 16;
 
 /// Appends a list of byte strings.
 pub(super) fn put_list(out: &mut Vec<u8>, items: &[Vec<u8>]) {
@@ -41,28 +45,31 @@ pub(super) struct DirectoryWriter {
 
 impl DirectoryWriter {
     /// A home row; `lists` are its lists as `flags` announces them, encoded.
-    pub(super) fn home(&mut self, key: &[u8], changed: Instant, flags: u8, len: u64, lists: &[u8]) {
+    pub(super) fn home(&mut self, key: &[u8], changed: Change, flags: u8, len: u64, lists: &[u8]) {
         self.start(key, changed, flags);
         put_varint(&mut self.bytes, len);
         self.bytes.extend_from_slice(lists);
     }
 
     /// A link to the row under its least patient.
-    pub(super) fn link(&mut self, key: &[u8], changed: Instant, home: &[u8]) {
+    pub(super) fn link(&mut self, key: &[u8], changed: Change, home: &[u8]) {
         self.start(key, changed, LINK);
         put_varint(&mut self.bytes, home.len() as u64);
         self.bytes.extend_from_slice(home);
     }
 
-    fn start(&mut self, key: &[u8], changed: Instant, flags: u8) {
+    fn start(&mut self, key: &[u8], changed: Change, flags: u8) {
+        let Change { stated, known } = changed;
         let shared = self.last_key.iter().zip(key).take_while(|(a, b)| a == b).count();
         put_varint(&mut self.bytes, shared as u64);
         put_varint(&mut self.bytes, (key.len() - shared) as u64);
         self.bytes.extend_from_slice(&key[shared..]);
-        self.bytes.push(flags);
-        let delta = changed.nanos().wrapping_sub(self.last_changed);
-        put_varint(&mut self.bytes, ((delta << 1) ^ (delta >> 63)) as u64);
-        self.last_changed = changed.nanos();
+        self.bytes.push(if known == stated { flags } else { flags | LATE });
+        put_difference(&mut self.bytes, self.last_changed, stated);
+        if known != stated {
+            put_difference(&mut self.bytes, stated.nanos(), known);
+        }
+        self.last_changed = stated.nanos();
         self.last_key.clear();
         self.last_key.extend_from_slice(key);
     }
@@ -77,10 +84,20 @@ impl DirectoryWriter {
     }
 }
 
+fn put_difference(out: &mut Vec<u8>, from: i64, to: Instant) {
+    let delta = to.nanos().wrapping_sub(from);
+    put_varint(out, ((delta << 1) ^ (delta >> 63)) as u64);
+}
+
+fn take_difference(rest: &mut &[u8], from: i64) -> io::Result<i64> {
+    let zigzag = take_varint(rest)?;
+    Ok(from.wrapping_add((zigzag >> 1) as i64 ^ -((zigzag & 1) as i64)))
+}
+
 /// One entry, in ranges of its directory.
 pub(super) struct Entry {
     key: Range<usize>,
-    pub(super) changed: Instant,
+    pub(super) changed: Change,
     pub(super) flags: u8,
     /// Where its line starts in the plain bytes of the block.
     pub(super) start: u64,
@@ -113,7 +130,7 @@ impl Directory {
     pub(super) fn parse(bytes: Vec<u8>) -> io::Result<Directory> {
         let mut keys = Vec::new();
         let mut entries: Vec<Entry> = Vec::new();
-        let mut changed = 0_i64;
+        let mut stated = 0_i64;
         let mut start = 0;
         let mut rest = bytes.as_slice();
         while !rest.is_empty() {
@@ -128,12 +145,12 @@ impl Directory {
             keys.extend_from_within(before.start..before.start + shared);
             keys.extend_from_slice(tail);
             let flags = take(&mut rest, 1)?[0];
-            let zigzag = take_varint(&mut rest)?;
-            changed = changed.wrapping_add((zigzag >> 1) as i64 ^ -((zigzag & 1) as i64));
+            stated = take_difference(&mut rest, stated)?;
+            let known = if flags & LATE == 0 { stated } else { take_difference(&mut rest, stated)? };
             let len_or_home = take_varint(&mut rest)?;
             let mut entry = Entry {
                 key: key_at..keys.len(),
-                changed: Instant::from_nanos(changed),
+                changed: Change { stated: Instant::from_nanos(stated), known: Instant::from_nanos(known) },
                 flags,
                 start,
                 len: 0,
@@ -223,19 +240,18 @@ mod tests {
         let mut lists = Vec::new();
         put_list(&mut lists, &[b"a".to_vec(), b"b".to_vec()]);
         put_list(&mut lists, &[b"Device\0d".to_vec()]);
-        writer.home(b"a\0one", Instant::from_nanos(i64::MAX), SEVERAL | REFERENCES, 10, &lists);
-        writer.link(b"a\0two", Instant::from_nanos(i64::MIN), b"A");
-        writer.home(b"b\0one", Instant::from_millis(7), 0, 5, &[]);
+        writer.home(b"a\0one", Instant::from_nanos(i64::MAX).into(), SEVERAL | REFERENCES, 10, &lists);
+        let late = Change { stated: Instant::from_nanos(i64::MIN), known: Instant::from_nanos(i64::MAX) };
+        writer.link(b"a\0two", late, b"A");
+        writer.home(b"b\0one", Instant::from_millis(7).into(), 0, 5, &[]);
         let bytes = writer.take();
         let directory = Directory::parse(bytes.clone()).unwrap();
         let [first, link, last] = directory.entries.as_slice() else { panic!("three entries") };
         assert_eq!(directory.key(first), b"a\0one");
-        assert_eq!(first.changed, Instant::from_nanos(i64::MAX));
+        assert_eq!(first.changed, Instant::from_nanos(i64::MAX).into());
         assert_eq!(directory.patients(first).unwrap(), [b"a", b"b"]);
         assert_eq!(directory.references(first).unwrap(), [b"Device\0d"]);
-        assert!(
-            link.is_link() && directory.home(link) == b"A" && link.changed == Instant::from_nanos(i64::MIN)
-        );
+        assert!(link.is_link() && directory.home(link) == b"A" && link.changed == late);
         assert_eq!((last.start, last.len, last.span()), (11, 5, 11..17));
         assert!(directory.patients(last).unwrap().is_empty());
         assert_eq!(directory.find(b"a\0two").unwrap().changed, link.changed);

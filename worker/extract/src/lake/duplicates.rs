@@ -1,10 +1,12 @@
-//! Which rows lose against another row of the same type and id.
+//! Which rows lose against another row of the same type and id, or against a deletion of it.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
 
+use flatbed_types::Instant;
+
 use super::merge::Merged;
-use super::record::{Origin, identity_parts};
+use super::record::{Identified, Origin, identity_parts};
 
 /// Lines of a chunk of the set.
 const CHUNK: u64 = 1 << 16;
@@ -72,34 +74,66 @@ pub(super) struct Conflict {
     pub(super) loser: Origin,
 }
 
+/// What was found among the identities.
+#[derive(Default)]
+pub(super) struct Resolved {
+    /// Rows that are left out.
+    pub(super) losers: Losers,
+    /// Those of them that would not be but for a deletion.
+    pub(super) buried: Losers,
+}
+
+/// Who hears what is found.
+pub(super) trait Found {
+    /// A row is left out for another one with other bytes.
+    fn conflict(&mut self, conflict: Conflict) -> io::Result<()>;
+
+    /// The lake says that this was deleted, and has no row that is newer.
+    fn deletion(&mut self, type_number: u8, id: &[u8], deleted: Instant) -> io::Result<()>;
+}
+
 /// Goes through the sorted identities: the first of each (type, id) wins. Readings of files that were given
 /// up (`dead`) do not count.
 pub(super) fn resolve(
     mut identities: Merged,
     dead: &HashSet<u32>,
-    conflict: &mut dyn FnMut(Conflict) -> io::Result<()>,
-) -> io::Result<Losers> {
-    let mut losers = Losers::default();
+    found: &mut dyn Found,
+) -> io::Result<Resolved> {
+    let mut resolved = Resolved::default();
     let mut current: Vec<u8> = Vec::new();
+    // Empty while it is a deletion.
     let mut winner = (Origin { unit: 0, line: 0 }, Vec::new());
+    let mut has_row = false;
     while let Some((key, fingerprint)) = identities.next()? {
-        let (type_number, id, origin) = identity_parts(key)?;
+        let Identified { type_number, id, changed, origin } = identity_parts(key)?;
         if dead.contains(&origin.unit) {
             continue;
         }
+        let is_deletion = fingerprint.is_empty();
         let name = &key[..1 + id.len()];
         if name != current {
             current = name.to_vec();
             winner = (origin, fingerprint.to_vec());
+            has_row = !is_deletion;
+            if is_deletion {
+                found.deletion(type_number, id, changed)?;
+            }
             continue;
         }
-        losers.insert(origin);
-        if fingerprint != winner.1 {
+        if is_deletion {
+            continue;
+        }
+        resolved.losers.insert(origin);
+        if winner.1.is_empty() {
+            if !std::mem::replace(&mut has_row, true) {
+                resolved.buried.insert(origin);
+            }
+        } else if fingerprint != winner.1 {
             let id = String::from_utf8_lossy(id).into_owned();
-            conflict(Conflict { type_number, id, winner: winner.0, loser: origin })?;
+            found.conflict(Conflict { type_number, id, winner: winner.0, loser: origin })?;
         }
     }
-    Ok(losers)
+    Ok(resolved)
 }
 
 #[cfg(test)]

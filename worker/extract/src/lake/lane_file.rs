@@ -1,17 +1,18 @@
 //! One lane of the ordered copy: a file of blocks.
 //!
 //! ```text
-//! block*  : raw deflate runs (full flush), then zstd(directory)        see `directory`
+//! block*  : raw deflate runs (full flush), then zstd(directory), then zstd(hash u64le of each entry's row)
 //! index   : zstd( block entry* )
-//! footer  : index offset u64le, stored length u64le, plain length u64le, CRC-32 u32le, magic "FBLN0001"
+//! footer  : index offset u64le, stored length u64le, plain length u64le, CRC-32 u32le, magic "FBLN0002"
 //! entry   : list(first key, last key), flags u8, varint home rows, varint offset,
 //!           varint runs, (varint plain length, varint stored length, CRC-32 u32le)*,
-//!           directory: varint stored length, varint plain length, CRC-32 u32le,
-//!           fingerprint u128le, least and greatest lastUpdated of home rows i64le
+//!           directory: varint stored length, varint plain length, CRC-32 u32le, hashes: the same,
+//!           fingerprint u128le, of home rows: least and greatest lastUpdated i64le, least and greatest moment since
+//!           when they are known i64le
 //! ```
 //!
 //! A block holds whole rows of about a megabyte in one run, or one longer row alone in several. Everything
-//! read is checked against its CRC-32. Knows nothing of what is asked of the rows: `read` does.
+//! read is checked against its CRC-32. The hashes are for the next generation only (`former`). Knows nothing of what is asked of the rows: `read` does.
 
 use std::fs::File;
 use std::io;
@@ -23,8 +24,9 @@ use super::directory::Directory;
 use super::disk::read_at;
 use crate::keylist::{put_varint, take, take_varint};
 use crate::segment::inflate_runs;
+use crate::source::Change;
 
-pub(super) const MAGIC: &[u8; 8] = b"FBLN0001";
+pub(super) const MAGIC: &[u8; 8] = b"FBLN0002";
 const FOOTER: usize = 8 + 8 + 8 + 4 + 8;
 /// The block is one row in several runs. Other flags are those of the directory's entries, joined.
 pub(super) const LONG: u8 = 8;
@@ -36,6 +38,32 @@ pub(super) struct Run {
     pub(super) crc32: u32,
 }
 
+/// A part of a block that is compressed by itself.
+#[derive(Default)]
+pub(super) struct Part {
+    pub(super) stored_len: u64,
+    pub(super) plain_len: u64,
+    pub(super) crc32: u32,
+}
+
+impl Part {
+    /// A part whose stored length is not known yet.
+    pub(super) fn of(plain: &[u8]) -> Part {
+        Part { stored_len: 0, plain_len: plain.len() as u64, crc32: crc32fast::hash(plain) }
+    }
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        put_varint(out, self.stored_len);
+        put_varint(out, self.plain_len);
+        out.extend_from_slice(&self.crc32.to_le_bytes());
+    }
+
+    fn decode(rest: &mut &[u8]) -> io::Result<Part> {
+        let (stored_len, plain_len) = (take_varint(rest)?, take_varint(rest)?);
+        Ok(Part { stored_len, plain_len, crc32: u32::from_le_bytes(fixed(rest)?) })
+    }
+}
+
 /// What the index says of a block.
 pub(super) struct Block {
     pub(super) first: Vec<u8>,
@@ -45,14 +73,13 @@ pub(super) struct Block {
     pub(super) homes: u64,
     pub(super) offset: u64,
     pub(super) runs: Vec<Run>,
-    pub(super) directory_len: u64,
-    pub(super) directory_plain_len: u64,
-    pub(super) directory_crc32: u32,
+    pub(super) directory: Part,
+    pub(super) hashes: Part,
     /// Sum of the fingerprints of the home rows.
     pub(super) fingerprint: u128,
     /// Of the home rows; in reverse order where there is none.
-    pub(super) first_changed: Instant,
-    pub(super) last_changed: Instant,
+    pub(super) first_changed: Change,
+    pub(super) last_changed: Change,
 }
 
 impl Block {
@@ -78,12 +105,13 @@ impl Block {
             put_varint(out, run.stored_len);
             out.extend_from_slice(&run.crc32.to_le_bytes());
         }
-        put_varint(out, self.directory_len);
-        put_varint(out, self.directory_plain_len);
-        out.extend_from_slice(&self.directory_crc32.to_le_bytes());
+        self.directory.encode(out);
+        self.hashes.encode(out);
         out.extend_from_slice(&self.fingerprint.to_le_bytes());
-        out.extend_from_slice(&self.first_changed.nanos().to_le_bytes());
-        out.extend_from_slice(&self.last_changed.nanos().to_le_bytes());
+        let (first, last) = (self.first_changed, self.last_changed);
+        for moment in [first.stated, last.stated, first.known, last.known] {
+            out.extend_from_slice(&moment.nanos().to_le_bytes());
+        }
     }
 
     fn decode(rest: &mut &[u8]) -> io::Result<Block> {
@@ -101,6 +129,11 @@ impl Block {
             let (raw_len, stored_len) = (take_varint(rest)?, take_varint(rest)?);
             runs.push(Run { raw_len, stored_len, crc32: u32::from_le_bytes(fixed(rest)?) });
         }
+        let (directory, hashes) = (Part::decode(rest)?, Part::decode(rest)?);
+        let fingerprint = u128::from_le_bytes(fixed(rest)?);
+        let mut moment = || Ok::<_, io::Error>(Instant::from_nanos(i64::from_le_bytes(fixed(rest)?)));
+        let (first_stated, last_stated, first_known, last_known) =
+            (moment()?, moment()?, moment()?, moment()?);
         Ok(Block {
             first,
             last,
@@ -108,12 +141,11 @@ impl Block {
             homes,
             offset,
             runs,
-            directory_len: take_varint(rest)?,
-            directory_plain_len: take_varint(rest)?,
-            directory_crc32: u32::from_le_bytes(fixed(rest)?),
-            fingerprint: u128::from_le_bytes(fixed(rest)?),
-            first_changed: Instant::from_nanos(i64::from_le_bytes(fixed(rest)?)),
-            last_changed: Instant::from_nanos(i64::from_le_bytes(fixed(rest)?)),
+            directory,
+            hashes,
+            fingerprint,
+            first_changed: Change { stated: first_stated, known: first_known },
+            last_changed: Change { stated: last_stated, known: last_known },
         })
     }
 }
@@ -169,9 +201,26 @@ impl LaneFile {
 
     /// The directory of a block.
     pub(super) fn directory(&self, block: &Block) -> io::Result<Directory> {
-        let at = block.offset + block.runs.iter().map(|run| run.stored_len).sum::<u64>();
-        let stored = self.read(at, block.directory_len)?;
-        Directory::parse(unpack(&stored, block.directory_plain_len, block.directory_crc32)?)
+        let part = &block.directory;
+        let stored = self.read(Self::directory_at(block), part.stored_len)?;
+        Directory::parse(unpack(&stored, part.plain_len, part.crc32)?)
+    }
+
+    /// The hash of the row of each entry of a block's directory.
+    pub(super) fn hashes(&self, block: &Block) -> io::Result<Vec<u64>> {
+        let part = &block.hashes;
+        let stored = self.read(Self::directory_at(block) + block.directory.stored_len, part.stored_len)?;
+        let plain = unpack(&stored, part.plain_len, part.crc32)?;
+        let (hashes, rest) = plain.as_chunks::<8>();
+        if rest.is_empty() {
+            Ok(hashes.iter().copied().map(u64::from_le_bytes).collect())
+        } else {
+            Err(damaged("hashes"))
+        }
+    }
+
+    fn directory_at(block: &Block) -> u64 {
+        block.offset + block.runs.iter().map(|run| run.stored_len).sum::<u64>()
     }
 
     /// A run as it is stored.

@@ -12,8 +12,9 @@ use flatbed_types::Instant;
 use flatbed_types::caps::DEFLATE_SEGMENT;
 
 use super::directory::{DirectoryWriter, LINK};
-use super::lane_file::{Block, LONG, MAGIC, Run};
+use super::lane_file::{Block, LONG, MAGIC, Part, Run};
 use crate::segment::{DeflateRuns, LAKE_LEVEL, ZSTD_LEVEL};
+use crate::source::Change;
 
 /// Bytes of directory at which a block ends though its rows are small: a reader holds a directory whole.
 const DIRECTORY_LIMIT: usize = 256 << 10;
@@ -26,11 +27,19 @@ struct Packed {
     deflated: Vec<u8>,
     crc32: u32,
     directory: Vec<u8>,
+    hashes: Vec<u8>,
+}
+
+/// What a block is made of, before compression.
+#[derive(Default)]
+struct Parts {
+    plain: Vec<u8>,
+    directory: Vec<u8>,
+    hashes: Vec<u8>,
 }
 
 struct Job {
-    plain: Vec<u8>,
-    directory: Vec<u8>,
+    parts: Parts,
     reply: SyncSender<io::Result<Packed>>,
 }
 
@@ -55,9 +64,9 @@ impl Packer {
         Packer { jobs, ahead: threads * AHEAD }
     }
 
-    fn send(&self, plain: Vec<u8>, directory: Vec<u8>) -> io::Result<Receiver<io::Result<Packed>>> {
+    fn send(&self, parts: Parts) -> io::Result<Receiver<io::Result<Packed>>> {
         let (reply, answer) = sync_channel(1);
-        let job = Job { plain, directory, reply };
+        let job = Job { parts, reply };
         self.jobs.send(job).map_err(|_| io::Error::other("the compressing threads ended"))?;
         Ok(answer)
     }
@@ -77,24 +86,25 @@ fn pack_jobs(queue: &JobQueue) {
         };
         let Ok(job) = next else { return };
         // The writer may have given up; then nobody waits for the answer.
-        let _ = job.reply.send(pack(&mut deflate, &job));
+        let _ = job.reply.send(pack(&mut deflate, &job.parts));
     }
 }
 
-fn pack(deflate: &mut DeflateRuns, job: &Job) -> io::Result<Packed> {
-    let mut deflated = Vec::with_capacity(job.plain.len() / 6);
-    deflate.append(&job.plain, &mut deflated)?;
+fn pack(deflate: &mut DeflateRuns, parts: &Parts) -> io::Result<Packed> {
+    let mut deflated = Vec::with_capacity(parts.plain.len() / 6);
+    deflate.append(&parts.plain, &mut deflated)?;
     Ok(Packed {
         deflated,
-        crc32: crc32fast::hash(&job.plain),
-        directory: zstd::bulk::compress(&job.directory, ZSTD_LEVEL)?,
+        crc32: crc32fast::hash(&parts.plain),
+        directory: zstd::bulk::compress(&parts.directory, ZSTD_LEVEL)?,
+        hashes: zstd::bulk::compress(&parts.hashes, ZSTD_LEVEL)?,
     })
 }
 
 /// A row as the writer takes it. Holds patient data: no `Debug`.
 pub(super) struct HomeRow<'a> {
     pub(super) key: &'a [u8],
-    pub(super) changed: Instant,
+    pub(super) changed: Change,
     pub(super) flags: u8,
     /// The lists that `flags` announces, encoded.
     pub(super) lists: &'a [u8],
@@ -112,6 +122,7 @@ pub(super) struct LaneWriter<'p> {
     pending: VecDeque<(Block, Receiver<io::Result<Packed>>)>,
     plain: Vec<u8>,
     directory: DirectoryWriter,
+    hashes: Vec<u8>,
     block: Block,
 }
 
@@ -125,6 +136,7 @@ impl<'p> LaneWriter<'p> {
             pending: VecDeque::new(),
             plain: Vec::new(),
             directory: DirectoryWriter::default(),
+            hashes: Vec::new(),
             block: empty_block(),
         })
     }
@@ -146,33 +158,35 @@ impl<'p> LaneWriter<'p> {
         Ok(())
     }
 
-    /// A link under another patient to the row under its least one.
-    pub(super) fn link(&mut self, key: &[u8], changed: Instant, home: &[u8]) -> io::Result<()> {
+    /// A link under another patient to the row under its least one. Of the row its key, change and fingerprint count.
+    pub(super) fn link(&mut self, row: &HomeRow<'_>, home: &[u8]) -> io::Result<()> {
         if self.directory.len() >= DIRECTORY_LIMIT {
             self.end_block()?;
         }
-        self.enter(key, LINK);
-        self.directory.link(key, changed, home);
+        self.enter(row.key, LINK, row.fingerprint);
+        self.directory.link(row.key, row.changed, home);
         Ok(())
     }
 
-    fn enter(&mut self, key: &[u8], flags: u8) {
+    fn enter(&mut self, key: &[u8], flags: u8, fingerprint: u128) {
         if self.directory.len() == 0 {
             self.block.first = key.to_vec();
         }
         self.block.last.clear();
         self.block.last.extend_from_slice(key);
         self.block.flags |= flags;
+        self.hashes.extend_from_slice(&row_hash(fingerprint).to_le_bytes());
     }
 
     fn enter_home(&mut self, row: &HomeRow<'_>) {
-        self.enter(row.key, row.flags);
+        self.enter(row.key, row.flags, row.fingerprint);
         self.directory.home(row.key, row.changed, row.flags, row.len, row.lists);
         let block = &mut self.block;
         block.homes += 1;
         block.fingerprint = block.fingerprint.wrapping_add(row.fingerprint);
-        block.first_changed = block.first_changed.min(row.changed);
-        block.last_changed = block.last_changed.max(row.changed);
+        let (first, last, row) = (&mut block.first_changed, &mut block.last_changed, row.changed);
+        *first = Change { stated: first.stated.min(row.stated), known: first.known.min(row.known) };
+        *last = Change { stated: last.stated.max(row.stated), known: last.known.max(row.known) };
     }
 
     /// A row that is a block of its own, in several runs.
@@ -181,7 +195,7 @@ impl<'p> LaneWriter<'p> {
         self.enter_home(row);
         let mut block = std::mem::replace(&mut self.block, empty_block());
         block.flags |= LONG;
-        let directory = self.directory.take();
+        let (directory, hashes) = (self.directory.take(), std::mem::take(&mut self.hashes));
         while !self.pending.is_empty() {
             self.write_oldest()?;
         }
@@ -194,13 +208,13 @@ impl<'p> LaneWriter<'p> {
             line.read_exact(&mut plain[..from_line])?;
             plain[from_line..].fill(b'\n');
             let raw_len = plain.len() as u64;
-            let packed = wait(&self.packer.send(plain, Vec::new())?)?;
+            let packed = wait(&self.packer.send(Parts { plain, ..Parts::default() })?)?;
             block.runs.push(Run { raw_len, stored_len: packed.deflated.len() as u64, crc32: packed.crc32 });
             self.write(&packed.deflated)?;
         }
-        describe_directory(&mut block, &directory);
+        (block.directory, block.hashes) = (Part::of(&directory), Part::of(&hashes));
         let stored = zstd::bulk::compress(&directory, ZSTD_LEVEL)?;
-        self.finish_block(block, &stored)
+        self.finish_block(block, &stored, &zstd::bulk::compress(&hashes, ZSTD_LEVEL)?)
     }
 
     fn end_block(&mut self) -> io::Result<()> {
@@ -209,8 +223,8 @@ impl<'p> LaneWriter<'p> {
         }
         let mut block = std::mem::replace(&mut self.block, empty_block());
         let plain = std::mem::take(&mut self.plain);
-        let directory = self.directory.take();
-        describe_directory(&mut block, &directory);
+        let (directory, hashes) = (self.directory.take(), std::mem::take(&mut self.hashes));
+        (block.directory, block.hashes) = (Part::of(&directory), Part::of(&hashes));
         if !plain.is_empty() {
             // What is only known after compression is filled in by `write_oldest`.
             block.runs.push(Run { raw_len: plain.len() as u64, stored_len: 0, crc32: 0 });
@@ -218,7 +232,7 @@ impl<'p> LaneWriter<'p> {
         while self.pending.len() >= self.packer.ahead {
             self.write_oldest()?;
         }
-        let answer = self.packer.send(plain, directory)?;
+        let answer = self.packer.send(Parts { plain, directory, hashes })?;
         self.pending.push_back((block, answer));
         Ok(())
     }
@@ -232,12 +246,14 @@ impl<'p> LaneWriter<'p> {
             run.crc32 = packed.crc32;
         }
         self.write(&packed.deflated)?;
-        self.finish_block(block, &packed.directory)
+        self.finish_block(block, &packed.directory, &packed.hashes)
     }
 
-    fn finish_block(&mut self, mut block: Block, directory: &[u8]) -> io::Result<()> {
-        block.directory_len = directory.len() as u64;
+    fn finish_block(&mut self, mut block: Block, directory: &[u8], hashes: &[u8]) -> io::Result<()> {
+        block.directory.stored_len = directory.len() as u64;
+        block.hashes.stored_len = hashes.len() as u64;
         self.write(directory)?;
+        self.write(hashes)?;
         block.encode(&mut self.index);
         Ok(())
     }
@@ -269,9 +285,9 @@ fn wait(answer: &Receiver<io::Result<Packed>>) -> io::Result<Packed> {
     answer.recv().map_err(|_| io::Error::other("the compressing threads ended"))?
 }
 
-fn describe_directory(block: &mut Block, directory: &[u8]) {
-    block.directory_plain_len = directory.len() as u64;
-    block.directory_crc32 = crc32fast::hash(directory);
+/// What of a row's fingerprint the next generation knows it by.
+pub(super) fn row_hash(fingerprint: u128) -> u64 {
+    fingerprint as u64
 }
 
 fn empty_block() -> Block {
@@ -282,11 +298,10 @@ fn empty_block() -> Block {
         homes: 0,
         offset: 0,
         runs: Vec::new(),
-        directory_len: 0,
-        directory_plain_len: 0,
-        directory_crc32: 0,
+        directory: Part::default(),
+        hashes: Part::default(),
         fingerprint: 0,
-        first_changed: Instant::from_nanos(i64::MAX),
-        last_changed: Instant::from_nanos(i64::MIN),
+        first_changed: Instant::MAX.into(),
+        last_changed: Instant::MIN.into(),
     }
 }

@@ -4,8 +4,9 @@
 //! (`decisions.md` 12). Everything is read from the copy. A build goes: [`list`] the files; [`lines`] of each
 //! are checked and taken apart by [`collect`] on all threads into external sorts ([`record`]); [`duplicates`]
 //! are resolved; [`order`] merges the sorts and writes one [`lane_file`] a lane ([`lane_writer`], [`directory`]);
-//! the [`catalog`] is replaced last. [`read`] gives ranges of lanes out, with [`homes`] for rows of several
-//! patients; [`snapshot`] answers the rest.
+//! the [`catalog`] is replaced last. A generation knows what the one before had ([`former`]): [`changes`] notes since
+//! when rows are known, and [`history`] what was deleted ([`gone`]), also by what the lake itself says
+//! ([`deletions`]). [`read`] gives ranges of lanes out, with [`homes`] for rows of several patients; [`snapshot`] answers the rest.
 //!
 //! Invariants: memory is bounded by the options, whatever stands in the lake, but for the references of one
 //! row and the index of blocks (about 100 bytes a megabyte). The bytes of a row are those of its line. Nothing
@@ -13,11 +14,16 @@
 
 mod build;
 mod catalog;
+mod changes;
 mod collect;
+mod deletions;
 mod directory;
 mod disk;
 mod duplicates;
+mod former;
+mod gone;
 mod group;
+mod history;
 mod homes;
 mod lane_file;
 mod lane_writer;
@@ -38,11 +44,17 @@ mod tests_change;
 #[cfg(test)]
 mod tests_cut;
 #[cfg(test)]
+mod tests_increments;
+#[cfg(test)]
 mod tests_isolation;
 #[cfg(test)]
 mod tests_oracle;
 #[cfg(test)]
 mod tests_real;
+#[cfg(test)]
+mod tests_replay;
+#[cfg(test)]
+mod tests_shape;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -51,7 +63,7 @@ use flatbed_types::Instant;
 
 use crate::source::{Progress, Snapshot, Source, SourceError};
 use build::Build;
-use catalog::{Catalog, Generation, IndexLock, Settings, folder_of, new_mark};
+use catalog::{Catalog, Generation, IndexLock, Settings, folder_of, new_mark, note_seen};
 use disk::disk_error;
 use list::{Listing, Place};
 use read::read_error;
@@ -154,27 +166,44 @@ impl LakeSource {
             && !generation.files.iter().any(|file| file.unread && readable(&file.path))
     }
 
+    /// A snapshot of the newest generation if that stands for the lake as listed; whoever calls holds the lock.
+    fn newest(
+        &self,
+        catalog: &Catalog,
+        listing: &Listing,
+        time: Instant,
+    ) -> Result<Option<Arc<dyn Snapshot>>, SourceError> {
+        // An older one that stands again does not do: what came and went since would not be told.
+        let Some(newest) = catalog.newest(self.settings()) else { return Ok(None) };
+        if !self.stands(newest, listing) {
+            return Ok(None);
+        }
+        match self.open_generation(newest) {
+            Ok(open) => self.give(open, time).map(Some),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// A snapshot with its transaction time, which is noted before anybody has it.
+    fn give(&self, open: Arc<OpenGeneration>, time: Instant) -> Result<Arc<dyn Snapshot>, SourceError> {
+        let time = time.max(open.generation.time());
+        note_seen(&self.folder, time).map_err(|error| disk_error(&error))?;
+        Ok(Arc::new(LakeSnapshot::new(open, time)))
+    }
+
     /// Makes the lake's present state the newest generation; whoever calls holds the lock.
     fn build(&self, progress: &dyn Progress) -> Result<Arc<dyn Snapshot>, SourceError> {
+        let disk = |error: std::io::Error| disk_error(&error);
         let (listing, time) = self.look()?;
         let mut catalog = self.catalog()?;
-        catalog.sweep(&self.folder).map_err(|error| disk_error(&error))?;
-        let kept =
-            catalog.generations.iter().rev().find(|generation| self.stands(generation, &listing)).cloned();
-        if let Some(generation) = kept
-            && let Ok(open) = self.open_generation(&generation)
-        {
-            if catalog.generations.last() != Some(&generation) {
-                catalog.commit(&self.folder, generation).map_err(|error| disk_error(&error))?;
-            }
-            return Ok(Arc::new(LakeSnapshot::new(open, time)));
+        catalog.sweep(&self.folder).map_err(disk)?;
+        if let Some(snapshot) = self.newest(&catalog, &listing, time)? {
+            return Ok(snapshot);
         }
         let settings = self.settings();
-        let base = catalog.generations.iter().rev().find(|generation| generation.settings == settings);
         // A generation that has lost a file cannot lend the others, even if this process has it open.
-        let base = base.filter(|generation| {
-            generation.is_whole(&self.folder) && self.open_generation(generation).is_ok()
-        });
+        let whole = catalog.newest(settings).filter(|generation| generation.is_whole(&self.folder));
+        let base = whole.and_then(|generation| self.open_generation(generation).ok());
         let threads = self.options.threads.max(1);
         let generation = Build {
             place: &self.place,
@@ -184,7 +213,8 @@ impl LakeSource {
             threads,
             sort_budget: self.options.sort_budget.max(threads * LEAST_SORT_BUDGET),
             listing: &listing,
-            base,
+            seen: catalog.seen(&self.folder).map_err(disk)?,
+            base: base.as_deref(),
             number: catalog.next_number(),
             mark: new_mark(),
             time,
@@ -192,8 +222,8 @@ impl LakeSource {
         }
         .run()?;
         let open = self.open_generation(&generation).map_err(|error| read_error(&error))?;
-        catalog.commit(&self.folder, generation).map_err(|error| disk_error(&error))?;
-        Ok(Arc::new(LakeSnapshot::new(open, time)))
+        catalog.commit(&self.folder, generation).map_err(disk)?;
+        self.give(open, time)
     }
 }
 
@@ -221,12 +251,6 @@ impl Source for LakeSource {
 
     fn snapshot(&self, progress: &dyn Progress) -> Result<Arc<dyn Snapshot>, SourceError> {
         let (listing, time) = self.look()?;
-        if let Some(newest) = self.catalog()?.generations.last()
-            && self.stands(newest, &listing)
-            && let Ok(open) = self.open_generation(newest)
-        {
-            return Ok(Arc::new(LakeSnapshot::new(open, time)));
-        }
         // Whoever purges the index may remove its folder as a whole.
         create(&self.folder)?;
         let lock = IndexLock::try_take(&self.folder).map_err(|error| disk_error(&error))?;
@@ -237,7 +261,10 @@ impl Source for LakeSource {
                 IndexLock::take(&self.folder).map_err(|error| disk_error(&error))?
             }
         };
-        self.build(progress)
+        match self.newest(&self.catalog()?, &listing, time)? {
+            Some(snapshot) => Ok(snapshot),
+            None => self.build(progress),
+        }
     }
 
     fn reopen(&self, fingerprint: &str) -> Result<Arc<dyn Snapshot>, SourceError> {

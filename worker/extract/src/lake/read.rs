@@ -1,22 +1,23 @@
 //! Reads a range of a lane: blocks that are wanted whole are passed on as they are stored, others row by row
 //! by their directory. No JSON is parsed, and nothing outside the range and the selection is inflated.
 
+mod pick;
+
 use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use flatbed_types::caps::DEFLATE_SEGMENT;
 use flatbed_types::position::patient_of;
 use flatbed_types::{Instant, Position, Section};
 
-use super::directory::{Directory, Entry, REFERENCES, SEVERAL};
+use self::pick::{home_key, is_mixed};
+use super::directory::{Directory, Entry, REFERENCES};
 use super::homes::{Homes, home_entry};
 use super::lane_file::{Block, LaneFile};
-use crate::keylist::KeyList;
 use crate::piece::{Body, Piece, line_fingerprint};
-use crate::select::{Verdict, decide_compartment_row, in_window};
+use crate::select::Verdict;
 use crate::shape::Shape;
-use crate::source::{RowReader, Scan, Select, SourceError};
+use crate::source::{Patients, RowReader, Scan, Select, SourceError};
 
 /// Blocks gone through without a row to give after which the place is told all the same.
 const SILENT_BLOCKS: usize = 64;
@@ -71,7 +72,11 @@ struct Assembly {
     references: Vec<Vec<u8>>,
     filtered: u64,
     withheld: u64,
+    /// Whose rows these are, where patients are kept apart.
+    patient: Option<Vec<u8>>,
     next: Position,
+    /// Most bytes where there are several rows.
+    most: usize,
 }
 
 /// What became of a row that was chosen.
@@ -110,6 +115,10 @@ impl Assembly {
         }
         let start = self.bytes.len();
         shape.write(row, &mut self.bytes)?;
+        if self.rows > 0 && self.bytes.len() >= self.most {
+            self.bytes.truncate(start);
+            return Ok(Taken::NoRoom);
+        }
         self.fingerprint = self.fingerprint.wrapping_add(line_fingerprint(&self.bytes[start..]));
         self.bytes.push(b'\n');
         self.rows += 1;
@@ -122,7 +131,8 @@ impl LaneReader {
         let by_patient = matches!(scan.select, Select::Members(_) | Select::EveryPatient(_));
         let fits = match scan.lane.section {
             Section::Compartment => !matches!(scan.select, Select::Keys { .. }),
-            Section::Standalone => !by_patient,
+            Section::Standalone => !by_patient && scan.patients == Patients::Together,
+            Section::Organised => false,
         };
         if !fits {
             return Err(SourceError::failed("this selection cannot be made in this section of a lane"));
@@ -140,7 +150,9 @@ impl LaneReader {
             references: Vec::new(),
             filtered: 0,
             withheld: 0,
+            patient: None,
             next: scan.range.lo.clone(),
+            most: scan.most,
         };
         Ok(LaneReader {
             lane,
@@ -191,10 +203,23 @@ impl LaneReader {
             rows: std::mem::take(&mut out.rows),
             fingerprint: std::mem::take(&mut out.fingerprint),
             next: Some(out.next.clone()),
+            more: 0,
+            patient: out.patient.take(),
             references: std::mem::take(&mut out.references),
             filtered: std::mem::take(&mut out.filtered),
             withheld: std::mem::take(&mut out.withheld),
         }
+    }
+
+    /// Whether pieces are of one patient.
+    fn is_apart(&self) -> bool {
+        self.scan.patients != Patients::Together
+    }
+
+    /// Whether a block may be given out as it is stored, if all of its rows are wanted.
+    fn is_given_whole(&self, block: &Block) -> bool {
+        let fits = block.homes == 1 || block.raw_len() <= self.scan.most as u64;
+        fits && self.scan.shape.is_none() && !self.is_apart() && !block.is_long()
     }
 
     /// Decides what to do with the next block of the range.
@@ -214,20 +239,21 @@ impl LaneReader {
         let inside = range.lo.admits(&block.first) && !range.hi.admits(&block.last);
         let all = matches!(self.scan.select, Select::All);
         let overlaps = block.homes > 0 && self.scan.window.overlaps(block.first_changed, block.last_changed);
-        if all && inside && !overlaps {
+        // Where patients are kept apart, what is left out is counted for each of them: ranges are cut between them.
+        if all && inside && !overlaps && !self.is_apart() {
             self.out.filtered += block.homes;
             self.pass(block);
             return Ok(Step::On);
         }
-        if !all && !self.may_want(block)? {
+        let is_in_vain = self.scan.patients == Patients::Others && !is_mixed(block);
+        if is_in_vain || (!all && !self.may_want(block)?) {
             self.pass(block);
             return Ok(Step::On);
         }
         let window = &self.scan.window;
         let in_time = window.contains(block.first_changed) && window.contains(block.last_changed);
         let needs_directory = self.scan.references && block.flags & REFERENCES != 0;
-        let as_stored = self.scan.shape.is_none();
-        if all && inside && in_time && !needs_directory && as_stored && !block.is_long() {
+        if all && inside && in_time && !needs_directory && self.is_given_whole(block) {
             let whole = Whole { block: index, filtered: 0, withheld: 0, references: Vec::new() };
             self.current = Some(Current::Whole(whole));
             return Ok(Step::On);
@@ -242,22 +268,6 @@ impl LaneReader {
         self.out.next = Position::after(&block.last).min(self.scan.range.hi.clone());
     }
 
-    /// Whether the list has a key that may be in the block.
-    fn may_want(&self, block: &Block) -> io::Result<bool> {
-        let (list, first, last) = match &self.scan.select {
-            Select::All => return Ok(true),
-            Select::Members(list) | Select::EveryPatient(list) => {
-                (list, patient_of(&block.first).to_vec(), patient_of(&block.last).to_vec())
-            }
-            Select::Keys { keys, .. } => (
-                keys,
-                [self.prefix.as_slice(), &block.first].concat(),
-                [self.prefix.as_slice(), &block.last].concat(),
-            ),
-        };
-        Ok(list.first_at_or_after(&first)?.is_some_and(|found| found <= last))
-    }
-
     /// Reads the directory of a block and decides about each of its rows.
     fn enter_rows(&mut self, lane: &LaneFile, index: usize, inside: bool) -> io::Result<()> {
         let block = &lane.blocks[index];
@@ -267,7 +277,7 @@ impl LaneReader {
         let start = entries.partition_point(|entry| !range.lo.admits(directory.key(entry)));
         let end = entries.partition_point(|entry| !range.hi.admits(directory.key(entry)));
         let mut verdicts = vec![Verdict::Elsewhere; start];
-        let mut as_it_is = inside && block.homes > 0 && self.scan.shape.is_none() && !block.is_long();
+        let mut as_it_is = inside && block.homes > 0 && self.is_given_whole(block);
         for entry in &entries[start..end] {
             let verdict = self.decide(lane, &directory, entry)?;
             as_it_is &= (verdict == Verdict::Emit) != entry.is_link();
@@ -285,39 +295,6 @@ impl LaneReader {
             Current::Rows { block: index, directory, at: start, verdicts, plain: None }
         });
         Ok(())
-    }
-
-    /// What happens to one row here.
-    fn decide(&mut self, lane: &LaneFile, directory: &Directory, entry: &Entry) -> io::Result<Verdict> {
-        let (select, window) = (&self.scan.select, &self.scan.window);
-        let key = directory.key(entry);
-        let list = match select {
-            // A home row stands under its least patient, a link never does.
-            Select::All if entry.is_link() => return Ok(Verdict::Elsewhere),
-            Select::All => return Ok(in_window(window, entry.changed)),
-            Select::Keys { keys, roster } => {
-                if !keys.contains(&[self.prefix.as_slice(), key].concat())? {
-                    return Ok(Verdict::Elsewhere);
-                }
-                if let (Some(roster), true) = (roster, entry.flags & SEVERAL != 0) {
-                    for named in directory.patients(entry)? {
-                        if !roster.contains(named)? {
-                            return Ok(Verdict::Withheld);
-                        }
-                    }
-                }
-                return Ok(in_window(window, entry.changed));
-            }
-            Select::Members(list) | Select::EveryPatient(list) => list,
-        };
-        let patient = patient_of(key);
-        if entry.is_link() {
-            return decide_link(list, &self.scan, lane, &mut self.homes, directory, entry);
-        }
-        if entry.flags & SEVERAL == 0 {
-            return decide_compartment_row(select, window, entry.changed, patient, &[patient]);
-        }
-        decide_compartment_row(select, window, entry.changed, patient, &directory.patients(entry)?)
     }
 
     fn refer(&self, directory: &Directory, entry: &Entry, into: &mut Vec<Vec<u8>>) -> io::Result<()> {
@@ -364,6 +341,13 @@ impl LaneReader {
         while at < verdicts.len() {
             let entry = &directory.entries[at];
             let key = directory.key(entry);
+            if self.is_apart() && verdicts[at] != Verdict::Elsewhere {
+                let patient = patient_of(key);
+                if self.out.patient.get_or_insert_with(|| patient.to_vec()) != patient {
+                    self.current = Some(Current::Rows { block, directory, at, verdicts, plain });
+                    return Ok(Step::Give);
+                }
+            }
             match verdicts[at] {
                 Verdict::Elsewhere => {}
                 Verdict::Filtered => self.out.filtered += 1,
@@ -411,7 +395,7 @@ impl LaneReader {
     fn take_row(&mut self, plain: &[u8], entry: &Entry) -> io::Result<Taken> {
         let out = &mut self.out;
         let line = plain.get(entry.span()).ok_or(io::ErrorKind::InvalidData)?;
-        if !out.bytes.is_empty() && out.bytes.len() + line.len() > DEFLATE_SEGMENT {
+        if !out.bytes.is_empty() && out.bytes.len() + line.len() > out.most {
             return Ok(Taken::NoRoom);
         }
         let Some(shape) = &self.scan.shape else {
@@ -420,7 +404,7 @@ impl LaneReader {
             out.fingerprint = out.fingerprint.wrapping_add(line_fingerprint(&line[..line.len() - 1]));
             return Ok(Taken::Written);
         };
-        out.add_shaped(shape, &line[..line.len() - 1], entry.changed)
+        out.add_shaped(shape, &line[..line.len() - 1], entry.changed.stated)
     }
 
     /// The same for a row that stands under another patient.
@@ -450,13 +434,17 @@ impl LaneReader {
         }
         if let Some(shape) = self.scan.shape.clone() {
             let _one_at_a_time = shape.long_row();
-            let plain = lane.plain(&lane.blocks[block])?;
+            let block = &lane.blocks[block];
+            let mut plain = Vec::with_capacity(block.runs.iter().map(|run| run.raw_len as usize).sum());
+            for run in 0..block.runs.len() {
+                plain.extend_from_slice(&lane.plain_run(block, run)?);
+            }
             let row = plain.strip_suffix(b"\n").unwrap_or(&plain);
-            if !shape.wants(row, entry.changed)? {
+            if !shape.wants(row, entry.changed.stated)? {
                 return Ok(Taken::Filtered);
             }
             if shape.reduces() {
-                return self.out.add_shaped(&shape, row, entry.changed);
+                return self.out.add_shaped(&shape, row, entry.changed.stated);
             }
         }
         self.long = Some(LongRow { block, run: 0, next: Position::after(key) });
@@ -471,10 +459,12 @@ impl LaneReader {
         let body = self.run(&lane, block, long.run)?;
         long.run += 1;
         if long.run < block.runs.len() {
-            self.long = Some(long);
             let mut piece = Piece::empty(Position::START);
             piece.next = None;
+            piece.more = block.runs[long.run..].iter().map(|run| run.raw_len).sum();
+            piece.patient = self.out.patient.clone();
             piece.body = body;
+            self.long = Some(long);
             return Ok(piece);
         }
         self.out.next = long.next;
@@ -484,37 +474,6 @@ impl LaneReader {
         piece.fingerprint = block.fingerprint;
         Ok(piece)
     }
-}
-
-/// The key of the row that a link stands for.
-fn home_key(directory: &Directory, entry: &Entry) -> Vec<u8> {
-    let key = directory.key(entry);
-    [directory.home(entry), &key[patient_of(key).len()..]].concat()
-}
-
-/// What happens to a row of several patients under one that is not the least.
-fn decide_link(
-    list: &KeyList,
-    scan: &Scan,
-    lane: &LaneFile,
-    homes: &mut Homes,
-    directory: &Directory,
-    entry: &Entry,
-) -> io::Result<Verdict> {
-    let patient = patient_of(directory.key(entry));
-    if !list.contains(patient)? || list.contains(directory.home(entry))? {
-        return Ok(Verdict::Elsewhere);
-    }
-    let home = home_key(directory, entry);
-    if homes.decided(&home).is_some_and(|deciding| deciding != patient) {
-        return Ok(Verdict::Elsewhere);
-    }
-    let (_, home_directory) = homes.directory(lane, &home)?;
-    let patients = home_directory.patients(home_entry(&home_directory, &home)?)?;
-    if homes.deciding(&home, &patients, list)? != patient {
-        return Ok(Verdict::Elsewhere);
-    }
-    decide_compartment_row(&scan.select, &scan.window, entry.changed, patient, &patients)
 }
 
 impl RowReader for LaneReader {

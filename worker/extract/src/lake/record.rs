@@ -3,7 +3,8 @@
 //! Rows: sorted into lanes. `type, section, key in the lane` → where the row comes from, what the directory
 //! needs of it, and its bytes (or where in the spool they are, or under which patient they stand).
 //!
-//! Identities: sorted to find duplicates. `type, id, 0x00, then newest first` → fingerprint of the bytes.
+//! Identities: sorted to find duplicates. `type, id, 0x00, then newest first` → fingerprint of the bytes; nothing for
+//! a deletion that the lake carries.
 
 use std::io;
 
@@ -125,10 +126,7 @@ impl Types {
 
 /// Section as one byte.
 pub(super) fn section_number(section: Section) -> u8 {
-    match section {
-        Section::Compartment => 0,
-        Section::Standalone => 1,
-    }
+    u8::from(section == Section::Standalone)
 }
 
 /// The key of an identity, into a buffer that is emptied before: equal (type, id) lie together, the one that
@@ -141,13 +139,31 @@ pub(super) fn identity_key(
     version: Option<&str>,
     origin: Origin,
 ) {
+    put_identity(out, type_number, id, changed, origin, |out| put_version(out, version));
+}
+
+/// The same for a deletion: before rows that state the same moment, for what is deleted was there.
+pub(super) fn deletion_key(out: &mut Vec<u8>, type_number: u8, id: &str, deleted: Instant, origin: Origin) {
+    /// Behind all versions.
+    const DELETION: u8 = 3;
+    put_identity(out, type_number, id, deleted, origin, |out| out.push(DELETION));
+}
+
+fn put_identity(
+    out: &mut Vec<u8>,
+    type_number: u8,
+    id: &str,
+    changed: Instant,
+    origin: Origin,
+    version: impl FnOnce(&mut Vec<u8>),
+) {
     out.clear();
     out.push(type_number);
     out.extend_from_slice(id.as_bytes());
     out.push(0);
     let newest_first = out.len();
     out.extend_from_slice(&((changed.nanos() as u64) ^ (1 << 63)).to_be_bytes());
-    put_version(out, version);
+    version(out);
     out.extend_from_slice(&origin.unit.to_be_bytes());
     out.extend_from_slice(&origin.line.to_be_bytes());
     for byte in &mut out[newest_first..] {
@@ -177,16 +193,27 @@ fn put_version(out: &mut Vec<u8>, version: Option<&str>) {
     }
 }
 
-/// The parts of an identity's key: type number, id, origin.
-pub(super) fn identity_parts(key: &[u8]) -> io::Result<(u8, &[u8], Origin)> {
+/// An identity's key, taken apart.
+pub(super) struct Identified<'a> {
+    pub(super) type_number: u8,
+    pub(super) id: &'a [u8],
+    pub(super) changed: Instant,
+    pub(super) origin: Origin,
+}
+
+/// The parts of an identity's key.
+pub(super) fn identity_parts(key: &[u8]) -> io::Result<Identified<'_>> {
     let invalid = || io::Error::from(io::ErrorKind::InvalidData);
     let (number, rest) = key.split_first().ok_or_else(invalid)?;
     let end = memchr::memchr(0, rest).ok_or_else(invalid)?;
+    let mut time = &rest[end + 1..];
+    let time = !u64::from_be_bytes(fixed(&mut time)?) ^ (1 << 63);
     let tail_at = rest.len().checked_sub(12).ok_or_else(invalid)?;
     let mut tail = &rest[tail_at..];
     let unit = !u32::from_be_bytes(fixed(&mut tail)?);
     let line = !u64::from_be_bytes(fixed(&mut tail)?);
-    Ok((*number, &rest[..end], Origin { unit, line }))
+    let changed = Instant::from_nanos(time as i64);
+    Ok(Identified { type_number: *number, id: &rest[..end], changed, origin: Origin { unit, line } })
 }
 
 #[cfg(test)]
@@ -214,9 +241,14 @@ mod tests {
             key(1, Some("11"), 1, 1),
             key(2, None, 0, 0),
         ];
+        let mut deletion = Vec::new();
+        deletion_key(&mut deletion, 3, "id", Instant::from_nanos(1), Origin { unit: 0, line: 0 });
+        assert!(deletion < rising[9] && deletion > rising[10], "it wins over rows of its moment");
         assert!(rising.iter().rev().is_sorted());
-        let (number, id, origin) = identity_parts(&rising[7]).unwrap();
-        assert_eq!((number, id, origin), (3, &b"id"[..], Origin { unit: 0, line: 7 }));
+        let Identified { type_number, id, changed, origin } = identity_parts(&rising[7]).unwrap();
+        assert_eq!((type_number, id, origin), (3, &b"id"[..], Origin { unit: 0, line: 7 }));
+        assert_eq!(changed, Instant::from_nanos(1));
+        assert_eq!(identity_parts(&rising[0]).unwrap().changed, Instant::from_nanos(-5));
     }
 
     #[test]

@@ -13,18 +13,26 @@ use flatbed_types::task::{Hint, LaneSurvey};
 use flatbed_types::{Instant, KeyRange, Lane, Position, ResourceType};
 
 use super::catalog::Generation;
+use super::gone::GoneReader;
 use super::group::read_group;
 use super::lane_file::{Block, LaneFile};
 use super::problems;
 use super::read::{LaneReader, read_error};
 use crate::cut;
-use crate::source::{GroupMember, GroupStanding, Problem, RowReader, Scan, Snapshot, SourceError, Window};
+use crate::source::{
+    DeletionsKnown, GroupMember, GroupStanding, Problem, RowReader, Scan, Snapshot, SourceError, Tombstone,
+    Window,
+};
 
 /// The files of a generation. All are open, so that they stay readable when the generation is not kept.
 pub(super) struct OpenGeneration {
     pub(super) generation: Generation,
-    lanes: BTreeMap<Lane, Arc<LaneFile>>,
+    pub(super) lanes: BTreeMap<Lane, Arc<LaneFile>>,
     problems: Arc<File>,
+    /// What was deleted.
+    pub(super) gone: BTreeMap<ResourceType, Arc<File>>,
+    /// What is missing while a part of the lake cannot be read.
+    pub(super) absent: BTreeMap<Lane, Arc<File>>,
 }
 
 impl OpenGeneration {
@@ -45,8 +53,16 @@ impl OpenGeneration {
             };
             lanes.insert(lane, file);
         }
-        let problems = Arc::new(File::open(folder.join(&generation.problems))?);
-        Ok(OpenGeneration { generation: generation.clone(), lanes, problems })
+        let open = |name: &String| File::open(folder.join(name)).map(Arc::new);
+        let gone = generation.gone.iter().map(|entry| Ok((entry.resource_type()?, open(&entry.file)?)));
+        let absent = generation.absent.iter().map(|entry| Ok((entry.lane()?, open(&entry.file)?)));
+        Ok(OpenGeneration {
+            generation: generation.clone(),
+            lanes,
+            problems: open(&generation.problems)?,
+            gone: gone.collect::<io::Result<_>>()?,
+            absent: absent.collect::<io::Result<_>>()?,
+        })
     }
 }
 
@@ -203,6 +219,27 @@ impl Snapshot for LakeSnapshot {
     fn problems(&self, each: &mut dyn FnMut(Problem) -> Result<(), SourceError>) -> Result<(), SourceError> {
         problems::list(&self.open.problems, each)
     }
+
+    fn deletions(
+        &self,
+        window: &Window,
+        each: &mut dyn FnMut(Tombstone) -> Result<(), SourceError>,
+    ) -> Result<DeletionsKnown, SourceError> {
+        let failed = |error: io::Error| read_error(&error);
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        for (resource_type, file) in &self.open.gone {
+            let mut reader = GoneReader::new(Some(file)).map_err(failed)?;
+            while let Some(gone) = reader.next().map_err(failed)? {
+                if window.contains(gone.moment) {
+                    let patients = gone.patients.map(|all| all.iter().map(|one| text(one)).collect());
+                    let (resource_type, id) = (*resource_type, text(&gone.key));
+                    each(Tombstone { resource_type, id, patients, deleted: gone.moment })?;
+                }
+            }
+        }
+        let Generation { known_from, undecided, .. } = self.open.generation;
+        Ok(DeletionsKnown { from: Some(Instant::from_nanos(known_from)), undecided })
+    }
 }
 
 /// The blocks of a range, each with its first key and the bytes that lie in the range: half of those of a block that
@@ -230,9 +267,9 @@ fn scaled(block: &Block, window: &Window) -> (u64, u64) {
     if window.contains(first) && window.contains(last) {
         return (rows, bytes);
     }
-    let from = window.since.map_or(first, |since| since.max(first)).nanos();
-    let to = window.until.map_or(last, |until| until.min(last)).nanos();
-    let span = (i128::from(last.nanos()) - i128::from(first.nanos())).max(1) as u128;
+    let from = window.since.map_or(first.known, |since| since.max(first.known)).nanos();
+    let to = window.until.map_or(last.known, |until| until.min(last.known)).nanos();
+    let span = (i128::from(last.known.nanos()) - i128::from(first.known.nanos())).max(1) as u128;
     let part = (i128::from(to) - i128::from(from)).clamp(0, span as i128) as u128;
     let scale = |whole: u64| ((u128::from(whole) * part / span) as u64).max(1);
     (scale(rows), scale(bytes))

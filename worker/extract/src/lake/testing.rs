@@ -4,12 +4,12 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use flatbed_types::{Instant, KeyRange, Lane, Position, Section};
+use flatbed_types::{Instant, Lane, Position, Section};
 
 use super::{LakeOptions, LakeSource};
 use crate::piece::{Body, Piece, line_fingerprint};
 use crate::segment::{GzipMember, inflate_runs};
-use crate::source::{NoProgress, Problem, Scan, Select, Snapshot, Source, Window};
+use crate::source::{NoProgress, Problem, Scan, Snapshot, Source, Window};
 
 /// The moment that the tests' clock shows.
 pub(super) const NOW: Instant = Instant::from_millis(1_800_000_000_000);
@@ -91,15 +91,7 @@ pub(super) fn gzip(content: &[u8]) -> Vec<u8> {
 
 /// A scan of everything in a lane.
 pub(super) fn scan(lane: Lane) -> Scan {
-    Scan {
-        lane,
-        range: KeyRange::ALL,
-        select: Select::All,
-        window: Window::default(),
-        references: false,
-        shape: None,
-        deflated: false,
-    }
+    Scan::whole(lane)
 }
 
 /// Lanes that the survey names.

@@ -11,6 +11,7 @@ mod reduce;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use flatbed_search::{Filter, Matcher};
 use flatbed_types::{ExportRequest, Instant, ResourceType};
 
 use self::reduce::Reduction;
@@ -25,9 +26,9 @@ pub struct LongRows(Mutex<()>);
 #[error("the request holds a search that this version does not know")]
 pub struct UnknownSearch;
 
-/// What becomes of the rows of one type.
-#[derive(Debug)]
+/// What becomes of the rows of one type. Holds what a client searches for: no `Debug`.
 pub struct Shape {
+    matcher: Option<Matcher>,
     reduction: Option<Reduction>,
     long_rows: Arc<LongRows>,
 }
@@ -39,12 +40,15 @@ impl Shape {
         resource_type: ResourceType,
         long_rows: &Arc<LongRows>,
     ) -> Result<Option<Arc<Shape>>, UnknownSearch> {
-        if request.filters_on(resource_type).next().is_some() {
-            return Err(UnknownSearch);
-        }
+        let parsed: Result<Vec<Filter>, _> = request.filters_on(resource_type).map(Filter::parse).collect();
+        let filters = parsed.map_err(|_| UnknownSearch)?;
+        let matcher = match filters.as_slice() {
+            [] => None,
+            filters => Some(Matcher::new(filters).map_err(|_| UnknownSearch)?),
+        };
         let reduction = Reduction::new(resource_type, &request.elements);
-        let changes = reduction.is_some();
-        let shape = Shape { reduction, long_rows: long_rows.clone() };
+        let changes = matcher.is_some() || reduction.is_some();
+        let shape = Shape { matcher, reduction, long_rows: long_rows.clone() };
         Ok(changes.then(|| Arc::new(shape)))
     }
 
@@ -58,8 +62,10 @@ impl Shape {
     /// # Errors
     /// `InvalidData` where the row is not JSON, which the source should have noticed.
     pub fn wants(&self, row: &[u8], changed: Instant) -> io::Result<bool> {
-        let _ = (row, changed);
-        Ok(true)
+        match &self.matcher {
+            Some(matcher) => matcher.matches_at(row, Some(changed)).map_err(invalid),
+            None => Ok(true),
+        }
     }
 
     /// Appends a row as the result has it, without a line end.

@@ -250,6 +250,8 @@ pub struct GroupReader {
     keys: Option<Arc<KeyList>>,
     window: Window,
     hi: Position,
+    /// Whether pieces must be small: then each Group has pieces of its own.
+    is_bounded: bool,
     at: usize,
     end: usize,
     line: Option<OpenLine>,
@@ -271,6 +273,7 @@ impl GroupReader {
             at: place(&scan.range.lo),
             end: place(&scan.range.hi),
             hi: scan.range.hi,
+            is_bounded: scan.most < caps::DEFLATE_SEGMENT,
             line: None,
             rows: 0,
             fingerprint: 0,
@@ -285,7 +288,9 @@ impl GroupReader {
             body: Body::Plain(Bytes::from(written)),
             rows: std::mem::take(&mut self.rows),
             fingerprint: std::mem::take(&mut self.fingerprint),
+            more: if next.is_none() { u64::MAX } else { 0 },
             next,
+            patient: None,
             references,
             filtered: std::mem::take(&mut self.filtered),
             withheld: 0,
@@ -381,7 +386,7 @@ impl RowReader for GroupReader {
                 let next = self.hi.clone();
                 return Ok(Some(self.piece(Some(next))));
             }
-            if self.is_full() {
+            if self.is_full() || (self.is_bounded && self.rows > 0) {
                 let next = Position::At(GROUPS[self.at].id.as_bytes().to_vec());
                 return Ok(Some(self.piece(Some(next))));
             }

@@ -44,11 +44,10 @@ use self::measure::Measure;
 use self::population::{Kind, Population};
 pub use self::reader::PAGE;
 use self::reader::{CompartmentReader, StandaloneReader};
-pub use self::tombstones::Tombstone;
 use crate::piece::Piece;
 use crate::source::{
-    GroupMember, GroupStanding, Problem, Progress, RowReader, Scan, Select, Snapshot, Source, SourceError,
-    Window,
+    DeletionsKnown, GroupMember, GroupStanding, Patients, Problem, Progress, RowReader, Scan, Select,
+    Snapshot, Source, SourceError, Tombstone, Window,
 };
 
 /// Grows with every change of what is generated, so that no plan of one version is read by another.
@@ -186,6 +185,9 @@ impl Snapshot for SyntheticSnapshot {
 
     fn read(&self, scan: Scan) -> Result<Box<dyn RowReader>, SourceError> {
         let keys = match (&scan.select, scan.lane.section) {
+            (_, Section::Organised) => {
+                return Err(SourceError::failed("no source has a lane organised by patient"));
+            }
             (Select::All, _) | (Select::Members(_) | Select::EveryPatient(_), Section::Compartment) => None,
             (Select::Keys { keys, .. }, Section::Standalone) => Some(keys.clone()),
             (Select::Keys { .. }, Section::Compartment) => {
@@ -196,11 +198,15 @@ impl Snapshot for SyntheticSnapshot {
             }
         };
         let latency = self.config.latency;
-        if scan.range.is_empty() {
+        // A synthetic Patient is linked with no other.
+        if scan.range.is_empty() || scan.patients == Patients::Others {
             return Ok(Box::new(Empty { last: Some(scan.range.hi) }));
         }
         if scan.lane == Lane::standalone(ResourceType::GROUP) {
             return Ok(Box::new(group::GroupReader::new(self.population, keys, scan)));
+        }
+        if scan.patients != Patients::Together && scan.lane.section == Section::Standalone {
+            return Err(SourceError::failed("rows of no patient cannot be kept apart by patients"));
         }
         Ok(match Kind::of_lane(scan.lane) {
             None => Box::new(Empty { last: Some(scan.range.hi) }),
@@ -227,6 +233,21 @@ impl Snapshot for SyntheticSnapshot {
 
     fn problems(&self, _each: &mut dyn FnMut(Problem) -> Result<(), SourceError>) -> Result<(), SourceError> {
         Ok(())
+    }
+
+    fn deletions(
+        &self,
+        window: &Window,
+        each: &mut dyn FnMut(Tombstone) -> Result<(), SourceError>,
+    ) -> Result<DeletionsKnown, SourceError> {
+        for kind in Kind::ALL {
+            for tombstone in tombstones::tombstones(self.population, kind, 0..u64::MAX) {
+                if window.contains(tombstone.deleted) {
+                    each(tombstone)?;
+                }
+            }
+        }
+        Ok(DeletionsKnown::default())
     }
 }
 

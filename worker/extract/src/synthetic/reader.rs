@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use flatbed_types::{Instant, Position, caps};
+use flatbed_types::{Instant, Position};
 
 use super::cursor::{Place, lower_bound, ordinal_lower_bound};
 use super::hash::{Draw, Purpose};
@@ -16,11 +16,11 @@ use crate::keylist::KeyList;
 use crate::piece::{Body, Piece, line_fingerprint};
 use crate::select::{Verdict, decide_compartment_row, in_window};
 use crate::shape::Shape;
-use crate::source::{RowReader, Scan, Select, SourceError, Window, supporting_key};
+use crate::source::{Patients, RowReader, Scan, Select, SourceError, Window, supporting_key};
 
 /// Patients, or standalone rows, of one page: the unit of the simulated latency.
 pub const PAGE: u64 = 100;
-/// A piece ends when less than this is left of it: no row is longer.
+/// A piece ends when less than this is left of it: few rows are longer. One that has no room is written again.
 const MARGIN: usize = 32 << 10;
 /// A piece ends with a page when its pauses amount to this: between pieces a reader can be stopped or cut short.
 const PAUSES: Duration = Duration::from_millis(200);
@@ -86,6 +86,10 @@ struct Tally {
 /// What both readers share: the buffer, the counts, the pauses.
 struct Assembly {
     row: RowWriter,
+    /// Most bytes of several rows.
+    most: usize,
+    /// The row that came last had no room.
+    no_room: bool,
     shape: Option<Arc<Shape>>,
     tally: Tally,
     latency: Duration,
@@ -101,14 +105,27 @@ pub(super) fn defect(error: &std::io::Error) -> SourceError {
 
 impl Assembly {
     fn new(population: Population, scan: &Scan, latency: Duration) -> Assembly {
-        let mut row = RowWriter::new(population, scan.references);
-        row.take(caps::DEFLATE_SEGMENT);
-        let shape = scan.shape.clone();
-        Assembly { row, shape, tally: Tally::default(), latency, left_of_page: 0, paused: Duration::ZERO }
+        Assembly {
+            row: RowWriter::new(population, scan.references),
+            most: scan.most,
+            no_room: false,
+            shape: scan.shape.clone(),
+            tally: Tally::default(),
+            latency,
+            left_of_page: 0,
+            paused: Duration::ZERO,
+        }
     }
 
     fn is_full(&self) -> bool {
-        self.row.out.len() + MARGIN >= caps::DEFLATE_SEGMENT || self.tally.looked_at >= LOOKED_AT
+        let margin = MARGIN.min(self.most / 2);
+        self.no_room || self.row.out.len() + margin >= self.most || self.tally.looked_at >= LOOKED_AT
+    }
+
+    /// Whether the piece has anything to say but where it ends.
+    fn has_counted(&self) -> bool {
+        let Tally { rows, filtered, withheld, .. } = self.tally;
+        rows + filtered + withheld > 0
     }
 
     /// Whether another pause is better left to the next piece.
@@ -128,8 +145,8 @@ impl Assembly {
         self.left_of_page -= 1;
     }
 
-    /// Adds a row, unless the request's searches leave it out.
-    fn write(&mut self, changed: Instant, write: impl FnOnce(&mut RowWriter)) -> Result<(), SourceError> {
+    /// Adds a row, unless the request's searches leave it out. False where the piece has no room for it.
+    fn write(&mut self, changed: Instant, write: impl FnOnce(&mut RowWriter)) -> Result<bool, SourceError> {
         let start = self.row.out.len();
         let references = self.row.references_noted();
         write(&mut self.row);
@@ -139,26 +156,37 @@ impl Assembly {
             if !wanted {
                 self.row.forget_references(references);
                 self.tally.filtered += 1;
-                return Ok(());
+                return Ok(true);
             }
             shape.write(&row, &mut self.row.out).map_err(|error| defect(&error))?;
+        }
+        if self.tally.rows > 0 && self.row.out.len() >= self.most {
+            self.row.out.truncate(start);
+            self.row.forget_references(references);
+            self.no_room = true;
+            return Ok(false);
         }
         self.tally.fingerprint =
             self.tally.fingerprint.wrapping_add(line_fingerprint(&self.row.out[start..]));
         self.tally.rows += 1;
         self.row.out.push(b'\n');
-        Ok(())
+        Ok(true)
     }
 
     fn piece(&mut self, next: Position) -> Piece {
         let tally = std::mem::take(&mut self.tally);
         self.paused = Duration::ZERO;
-        let (written, references) = self.row.take(caps::DEFLATE_SEGMENT);
+        self.no_room = false;
+        // The next piece will be about as long.
+        let len = self.row.out.len();
+        let (written, references) = self.row.take((len + len.min(MARGIN)).min(self.most));
         Piece {
             body: Body::Plain(Bytes::from(written)),
             rows: tally.rows,
             fingerprint: tally.fingerprint,
             next: Some(next),
+            more: 0,
+            patient: None,
             references,
             filtered: tally.filtered,
             withheld: tally.withheld,
@@ -171,6 +199,7 @@ pub struct CompartmentReader {
     kind: Kind,
     select: Select,
     window: Window,
+    patients: Patients,
     hi: Position,
     at: Place,
     end: Place,
@@ -188,6 +217,7 @@ impl CompartmentReader {
             assembly: Assembly::new(population, &scan, latency),
             select: scan.select,
             window: scan.window,
+            patients: scan.patients,
             hi: scan.range.hi,
             finished: false,
         }
@@ -253,7 +283,9 @@ impl CompartmentReader {
             match verdict {
                 Verdict::Emit => {
                     let changed = population.stamp(kind, owner, index).instant();
-                    self.assembly.write(changed, |row| write_row(row, subject, kind, index))?;
+                    if !self.assembly.write(changed, |row| write_row(row, subject, kind, index))? {
+                        first = index;
+                    }
                 }
                 Verdict::Filtered => self.assembly.tally.filtered += 1,
                 Verdict::Withheld => self.assembly.tally.withheld += 1,
@@ -285,22 +317,28 @@ impl RowReader for CompartmentReader {
         if self.finished {
             return Ok(None);
         }
+        let mut patient = None;
         while self.at < self.end && !self.assembly.is_full() && !self.assembly.is_late() {
             self.seek_listed()?;
             if self.at >= self.end {
                 break;
             }
+            let slot = self.at.slot;
             if self.at == Place::start_of(self.at.slot) {
                 self.assembly.turn();
             }
             self.assembly.tally.looked_at += 1;
             if self.read_slot()? {
-                self.at = Place::start_of(self.at.slot + 1);
+                self.at = Place::start_of(slot + 1);
+            }
+            if self.patients != Patients::Together && self.assembly.has_counted() {
+                patient = Some(id(Kind::Patient, slot, 0));
+                break;
             }
         }
         self.finished = self.at >= self.end;
         let next = if self.finished { self.hi.clone() } else { Position::At(self.at.key(self.kind)) };
-        Ok(Some(self.assembly.piece(next)))
+        Ok(Some(Piece { patient, ..self.assembly.piece(next) }))
     }
 }
 
@@ -385,7 +423,11 @@ impl RowReader for StandaloneReader {
             }
             let changed = population.stamp(kind, ordinal, 0).instant();
             match in_window(&self.window, changed) {
-                Verdict::Emit => self.assembly.write(changed, |row| write_standing(row, kind, ordinal))?,
+                Verdict::Emit => {
+                    if !self.assembly.write(changed, |row| write_standing(row, kind, ordinal))? {
+                        self.at = ordinal;
+                    }
+                }
                 _ => self.assembly.tally.filtered += 1,
             }
         }

@@ -2,23 +2,9 @@
 
 use std::ops::Range;
 
-use flatbed_types::{Instant, ResourceType};
-
 use super::population::{Kind, Population};
 use super::row::id;
-
-/// A resource that was deleted. Names patients: no `Debug`.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Tombstone {
-    /// The type.
-    pub resource_type: ResourceType,
-    /// The id.
-    pub id: String,
-    /// The patients that it belonged to, sorted; empty for a resource of none.
-    pub patients: Vec<String>,
-    /// When it was deleted: before the moment of the population.
-    pub deleted: Instant,
-}
+use crate::source::Tombstone;
 
 /// Deleted resources of one kind whose patient's slot (or, for resources of no patient, whose ordinal) lies in
 /// the range, in order of their ids. Of a deleted patient everything was deleted.
@@ -56,7 +42,7 @@ fn tombstone(population: &Population, kind: Kind, ordinal: u64, index: u64) -> T
     Tombstone {
         resource_type: kind.resource_type(),
         id: text(id(kind, ordinal, index)),
-        patients,
+        patients: Some(patients),
         deleted: population.deleted(kind, ordinal, index),
     }
 }

@@ -38,6 +38,7 @@ impl World {
         assert_eq!(restored.ledger, job.ledger);
         assert_eq!((&restored.rounds, &restored.merging), (&job.rounds, &job.merging));
         assert_eq!(restored.plan_tasks(), job.plan_tasks());
+        assert_eq!(restored.paging.standing(), job.paging.standing());
         for id in job.ledger.tasks().keys() {
             let known = |job: &Job| {
                 let info = &job.tasks[id];
@@ -64,10 +65,14 @@ impl World {
         assert!(rows(0) >= 10 && rows(1) >= 2);
         assert_eq!(lines(OutputKind::Data, ResourceType::PATIENT), rows(0));
         assert_eq!(lines(OutputKind::Data, PRACTITIONER), rows(1));
-        assert_eq!(lines(OutputKind::Outcome, ResourceType::OPERATION_OUTCOME), 1);
+        let outcomes = ledger.values().flat_map(|commit| &commit.outputs);
+        let outcomes = outcomes.filter(|output| output.kind == OutputKind::Outcome).count() as u64;
+        assert_eq!(lines(OutputKind::Outcome, ResourceType::OPERATION_OUTCOME), outcomes);
+        assert_eq!(outcomes > 1, self.course.pages.is_some());
         assert_eq!(self.stored.record.result.rows, rows(0) + rows(1));
         let files = manifest.entries.iter().filter(|entry| entry.kind == OutputKind::Data).count();
-        assert!(files <= self.course.max_files);
+        assert!(files <= self.course.max_files || self.course.pages.is_some());
+        assert!(self.course.pages.is_none() || self.stored.record.merges.is_none());
         // Folded, and not more often than needed: what is left is less than a fold.
         assert!(self.stored.commits.len() <= self.course.fold_commits + 2, "{}", self.stored.commits.len());
         // I1, I2: the commits of each lane tile it.
@@ -103,4 +108,21 @@ impl Job {
             assert_eq!((&range.lo, &range.hi), (&tasks[&id].lo, &tasks[&id].hi));
         }
     }
+}
+
+/// What a coordinator may still do when it was told to leave: let out what follows from what it wrote. It begins
+/// nothing.
+pub fn assert_leaves(output: &Output) {
+    let begun = matches!(
+        output,
+        Output::ReadDraft(_)
+            | Output::WritePlan(..)
+            | Output::WriteMergePlan(_)
+            | Output::WriteLedger(..)
+            | Output::WritePage(..)
+            | Output::VerifyObjects(_)
+            | Output::WriteManifest(_)
+            | Output::DeleteObjects
+    );
+    assert!(!begun, "{output:?}");
 }

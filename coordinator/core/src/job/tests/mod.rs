@@ -3,6 +3,7 @@
 
 mod checks;
 mod commits;
+mod pages;
 mod world;
 
 use std::collections::VecDeque;
@@ -23,7 +24,7 @@ fn a_job_runs_through_its_rounds_to_a_manifest() {
         assert_eq!(job.progress(NOW).permille, 1000);
         assert!(world.stored.tasks.is_empty());
         assert_eq!(world.stored.record.key_lists.len(), 1);
-        assert_eq!(world.stored.record.merges.is_some(), course.max_files < 10);
+        assert_eq!(world.stored.record.merges.is_some(), course.max_files < 10 && course.pages.is_none());
         assert_eq!(world.stored.folds.is_empty(), course.fold_commits > 100);
         // Five tasks start at a key of one byte or none, and one of the second round does.
         assert_eq!(world.revoked, if course.speculates { 6 } else { 0 });
@@ -93,6 +94,7 @@ fn a_stop_request_wins_or_loses_as_a_whole() {
             assert_eq!(state, JobState::Gone, "stopped at {at}, complete: {was_complete}");
             assert!(world.deleted && !world.marker);
             assert!(world.stored.commits.is_empty() && world.stored.folds.is_empty());
+            assert!(world.stored.pages.is_empty());
         }
     }
 }

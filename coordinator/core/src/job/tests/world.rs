@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use flatbed_types::job::{JobRecord, ObjectPointer, SourcePin};
 use flatbed_types::manifest::Manifest;
+use flatbed_types::request::Dialect;
 use flatbed_types::task::{
     CommitRecord, Hint, LaneSurvey, MergePlan, OutputKind, OutputObject, Plan, RowCounts, TaskKind,
 };
@@ -13,7 +14,9 @@ use flatbed_types::{
 };
 
 use super::super::*;
+use super::checks::assert_leaves;
 use crate::ledger::Refusal;
+use crate::page::PageRule;
 use crate::plan::Sizing;
 
 pub const PRACTITIONER: ResourceType = ResourceType::of("Practitioner");
@@ -49,6 +52,8 @@ pub struct Course {
     pub speculates: bool,
     /// The first grant of each coordinator finds no slot.
     pub declines: bool,
+    /// The client takes pages, in this dialect.
+    pub pages: Option<Dialect>,
 }
 
 impl Course {
@@ -58,14 +63,33 @@ impl Course {
         truncates: false,
         speculates: false,
         declines: false,
+        pages: None,
     };
+
+    pub const PAGES: Course =
+        Course { pages: Some(Dialect::Legacy), max_files: 3, fold_commits: 3, ..Course::CALM };
 
     pub const ALL: &[Course] = &[
         Course::CALM,
         Course { max_files: 3, fold_commits: 3, ..Course::CALM },
         Course { max_files: 2, truncates: true, fold_commits: 5, ..Course::CALM },
         Course { speculates: true, declines: true, fold_commits: 2, ..Course::CALM },
-        Course { max_files: 2, truncates: true, speculates: true, declines: true, fold_commits: 1 },
+        Course {
+            max_files: 2,
+            truncates: true,
+            speculates: true,
+            declines: true,
+            fold_commits: 1,
+            pages: None,
+        },
+        Course::PAGES,
+        Course {
+            pages: Some(Dialect::V4),
+            truncates: true,
+            speculates: true,
+            declines: true,
+            ..Course::PAGES
+        },
     ];
 }
 
@@ -96,17 +120,24 @@ pub struct World {
     plans: BTreeMap<String, Plan>,
     merge_plans: BTreeMap<String, MergePlan>,
     folded: BTreeMap<String, Vec<(u64, CommitRecord)>>,
+    /// Pages that were written, published or not.
+    pub pages: BTreeMap<String, Manifest>,
+    pub page_rule: PageRule,
 }
 
 impl World {
     pub fn new(level: Level, course: Course) -> World {
+        let mut record = record(level);
+        record.request.form.partial_manifests = course.pages.is_some();
+        record.request.form.dialect = course.pages.unwrap_or_default();
         let stored = Stored {
-            record: record(level),
+            record,
             plans: Vec::new(),
             tasks: BTreeMap::new(),
             merges: None,
             commits: BTreeMap::new(),
             folds: BTreeMap::new(),
+            pages: BTreeMap::new(),
             stop: None,
         };
         World {
@@ -123,6 +154,8 @@ impl World {
             plans: BTreeMap::new(),
             merge_plans: BTreeMap::new(),
             folded: BTreeMap::new(),
+            pages: BTreeMap::new(),
+            page_rule: PageRule { files: 2, millis: 60_000, most: 4 },
         }
     }
 
@@ -149,6 +182,7 @@ impl World {
             retention_ms: 1_000,
             max_files: self.course.max_files,
             fold_commits: self.course.fold_commits,
+            pages: self.page_rule,
         };
         let stored = Stored { commits: self.ledger(), ..self.stored.clone() };
         Job::load(stored, Epoch(self.epoch), "root".to_owned(), settings)
@@ -171,6 +205,7 @@ impl World {
             self.apply_op(op);
         }
         assert_eq!(self.marker, !self.stored.record.state.is_terminal(), "the marker ends with the job");
+        self.assert_pages();
         TxnOutcome::Applied
     }
 
@@ -192,6 +227,8 @@ impl World {
                 self.stored.commits.clear();
                 self.stored.folds.clear();
             }
+            Op::PutPage(number, page) => self.put_page(number, page),
+            Op::DeletePages => self.stored.pages.clear(),
             Op::DeleteJob => {}
             Op::DeleteMarker => self.marker = false,
             Op::Release => self.released = true,
@@ -229,6 +266,9 @@ impl World {
         if spec.round == 0 {
             outputs.push(self.output(OutputKind::References, lane.resource_type, 1));
         }
+        if self.course.pages.is_some() && segment == 1 {
+            outputs.push(self.output(OutputKind::Outcome, ResourceType::OPERATION_OUTCOME, 1));
+        }
         self.commit_of(spec, segment, range, outputs, Vec::new())
     }
 
@@ -262,7 +302,7 @@ impl World {
                 draft: pointer("draft"),
                 patients: 50,
                 roster: None,
-                outcomes: vec![self.output(OutputKind::Outcome, ResourceType::OPERATION_OUTCOME, 1)],
+                files: vec![self.output(OutputKind::Outcome, ResourceType::OPERATION_OUTCOME, 1)],
             }),
             TaskKind::Resolve => {
                 assert!(spec.sidecars.len() >= 10, "five tasks of at least two commits each");
@@ -343,6 +383,7 @@ impl World {
                 self.folded.insert(written.key.clone(), commits);
                 vec![Input::LedgerWritten(Ok(written))]
             }
+            Output::WritePage(number, page) => vec![Input::PageWritten(Ok(self.write_page(number, *page)))],
             Output::VerifyObjects(named) => {
                 self.assert_named(&named);
                 vec![Input::ObjectsVerified(Ok(0))]
@@ -448,20 +489,4 @@ pub fn step(job: &mut Job, now: Instant, input: Input) -> Vec<Output> {
     let mut out = Vec::new();
     job.step(now, input, &mut out);
     out
-}
-
-/// What a coordinator may still do when it was told to leave: let out what follows from what it wrote. It begins
-/// nothing.
-fn assert_leaves(output: &Output) {
-    let begun = matches!(
-        output,
-        Output::ReadDraft(_)
-            | Output::WritePlan(..)
-            | Output::WriteMergePlan(_)
-            | Output::WriteLedger(..)
-            | Output::VerifyObjects(_)
-            | Output::WriteManifest(_)
-            | Output::DeleteObjects
-    );
-    assert!(!begun, "{output:?}");
 }

@@ -132,8 +132,9 @@ fn deleted_resources_are_the_gaps() {
         for tombstone in &all {
             assert!(!ids.contains(&tombstone.id) && tombstone.deleted < WHOLE.snapshot.time());
             assert_eq!(tombstone.resource_type, lane.resource_type);
-            assert_eq!(tombstone.patients.is_empty(), !kind.of_patient());
-            assert!(tombstone.patients.is_sorted());
+            let patients = tombstone.patients.as_deref().unwrap();
+            assert_eq!(patients.is_empty(), !kind.of_patient());
+            assert!(patients.is_sorted());
         }
         // With the deleted ones, each sequence has no gap.
         let mut sequences: BTreeMap<&str, Vec<u64>> = BTreeMap::new();

@@ -42,15 +42,7 @@ fn snapshot(address: &str) -> Arc<dyn Snapshot> {
 }
 
 fn scan(lane: Lane, range: KeyRange) -> Scan {
-    Scan {
-        lane,
-        range,
-        select: Select::All,
-        window: Window::default(),
-        references: true,
-        shape: None,
-        deflated: false,
-    }
+    Scan { range, references: true, ..Scan::whole(lane) }
 }
 
 fn read(snapshot: &dyn Snapshot, scan: Scan) -> Read {
@@ -138,7 +130,7 @@ fn line(lane: Lane, text: &str) -> Vec<Line> {
     }
     let keys: Vec<Vec<u8>> = match lane.section {
         Section::Standalone => vec![id.as_bytes().to_vec()],
-        Section::Compartment => {
+        Section::Compartment | Section::Organised => {
             patients.iter().map(|patient| flatbed_types::position::compartment_key(patient, id)).collect()
         }
     };

@@ -1,38 +1,62 @@
 //! Tables of kick-off parameters, by row of the contract.
 
+mod dialects;
+mod selection;
+
+use flatbed_types::caps;
 use serde_json::{Value, json};
 
 use super::*;
 
 const BASE: &str = "https://example.org/fhir";
 
+type Parsed = Result<ExportRequest, Vec<Issue>>;
+
 fn context(level: Level) -> Context<'static> {
-    Context { level, base: BASE, now: "2026-01-01T00:00:00Z".parse().unwrap(), lenient: false }
+    Context::new(level, BASE, "2026-01-01T00:00:00Z".parse().unwrap())
+}
+
+fn group() -> Level {
+    Level::Group("g1".parse().unwrap())
 }
 
 fn pairs(query: &[(&str, &str)]) -> Vec<(String, String)> {
     query.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
 }
 
-fn get_at(level: Level, query: &[(&str, &str)]) -> Result<Accepted, Vec<Issue>> {
+fn get_at(level: Level, query: &[(&str, &str)]) -> Parsed {
     parse(Input::Get(&pairs(query)), &context(level))
 }
 
-fn get(query: &[(&str, &str)]) -> Result<Accepted, Vec<Issue>> {
+fn get(query: &[(&str, &str)]) -> Parsed {
     get_at(Level::System, query)
 }
 
-fn post_at(level: Level, parameters: &[Value]) -> Result<Accepted, Vec<Issue>> {
+fn post_in(context: &Context<'_>, parameters: &[Value]) -> Parsed {
     let body = json!({ "resourceType": "Parameters", "parameter": parameters }).to_string();
-    parse(Input::Post(body.as_bytes(), &[]), &context(level))
+    parse(Input::Post(body.as_bytes(), &[]), context)
 }
 
-fn types_of(accepted: Result<Accepted, Vec<Issue>>) -> Vec<&'static str> {
-    accepted.unwrap().request.types.iter().map(|each| each.name()).collect()
+fn post_at(level: Level, parameters: &[Value]) -> Parsed {
+    post_in(&context(level), parameters)
+}
+
+/// A POST of the 4.0 dialect.
+fn v4_at(level: Level, parameters: &[Value]) -> Parsed {
+    post_in(&Context { dialect: Dialect::V4, ..context(level) }, parameters)
+}
+
+/// A parameter whose value is a string.
+fn text(name: &str, value: &str) -> Value {
+    json!({ "name": name, "valueString": value })
+}
+
+fn types_of(accepted: Parsed) -> Vec<&'static str> {
+    accepted.unwrap().types.iter().map(|each| each.name()).collect()
 }
 
 /// The codes of the issues, and whether each text names the parameter.
-fn refused(result: Result<Accepted, Vec<Issue>>, name: &str) -> Vec<&'static str> {
+fn refused(result: Parsed, name: &str) -> Vec<&'static str> {
     let issues = result.expect_err(name);
     assert!(issues.iter().all(|issue| issue.text.starts_with(name)), "{name}: {issues:?}");
     issues.iter().map(|issue| issue.code.as_str()).collect()
@@ -41,13 +65,13 @@ fn refused(result: Result<Accepted, Vec<Issue>>, name: &str) -> Vec<&'static str
 #[test]
 fn no_parameters_mean_everything() {
     let everything = ExportRequest::everything(Level::Patient);
-    assert_eq!(get_at(Level::Patient, &[]).unwrap().request, everything);
+    assert_eq!(get_at(Level::Patient, &[]).unwrap(), everything);
     // KO-07
     for body in
         ["", "  \n", r#"{"resourceType":"Parameters"}"#, r#"{"resourceType":"Parameters","parameter":[]}"#]
     {
         let accepted = parse(Input::Post(body.as_bytes(), &[]), &context(Level::Patient)).unwrap();
-        assert_eq!(accepted.request, everything, "{body:?}");
+        assert_eq!(accepted, everything, "{body:?}");
     }
 }
 
@@ -76,16 +100,16 @@ fn pm_13_pm_14_since_is_an_instant() {
         assert_eq!(refused(typed, "_since"), ["invalid"], "{bad}");
     }
     for good in ["2024-01-01T00:00:00Z", "2024-01-01T00:00:00.123Z", "2024-01-01T00:00:00+02:00"] {
-        assert_eq!(get(&[("_since", good)]).unwrap().request.since, good.parse().ok(), "{good}");
+        assert_eq!(get(&[("_since", good)]).unwrap().since, good.parse().ok(), "{good}");
     }
-    let repaired = get(&[("_since", "2024-01-01T00:00:00 02:00")]).unwrap().request.since;
+    let repaired = get(&[("_since", "2024-01-01T00:00:00 02:00")]).unwrap().since;
     assert_eq!(repaired, "2024-01-01T00:00:00+02:00".parse().ok());
 }
 
 #[test]
 fn pm_15_16_17_19_windows() {
     let (early, late) = ("2024-01-01T00:00:00Z", "2025-01-01T00:00:00Z");
-    let window = get(&[("_since", early), ("_until", late)]).unwrap().request;
+    let window = get(&[("_since", early), ("_until", late)]).unwrap();
     assert_eq!((window.since, window.until), (early.parse().ok(), late.parse().ok()));
     assert_eq!(refused(get(&[("_since", "2026-01-01T00:00:00.001Z")]), "_since"), ["invalid"], "PM-15");
     assert!(get(&[("_since", "2026-01-01T00:00:00Z")]).is_ok());
@@ -128,8 +152,7 @@ fn ko_32_pm_28_types_of_r4_only() {
 
 #[test]
 fn pm_27_only_supporting_types_at_patient_level() {
-    let group = Level::Group("g1".parse().unwrap());
-    for level in [Level::Patient, group] {
+    for level in [Level::Patient, group()] {
         let alone = get_at(level.clone(), &[("_type", "Organization,Practitioner")]);
         assert_eq!(refused(alone, "_type"), ["not-supported"]);
         let together = get_at(level.clone(), &[("_type", "Organization,Encounter")]);
@@ -146,7 +169,7 @@ fn pm_38_to_41_patient() {
     let patient = |reference: &str| json!({"name": "patient", "valueReference": {"reference": reference}});
     let absolute = format!("{BASE}/Patient/p2");
     let merged = post_at(Level::Patient, &[patient("Patient/p1"), patient(&absolute), patient("Patient/p1")]);
-    let ids: Vec<_> = merged.unwrap().request.patients.iter().map(ToString::to_string).collect();
+    let ids: Vec<_> = merged.unwrap().patients.iter().map(ToString::to_string).collect();
     assert_eq!(ids, ["p1", "p2"]);
     let elsewhere = "https://other.org/fhir/Patient/p1";
     for bad in ["Patient/p1/_history/2", elsewhere, "Practitioner/p1", "p1", "", "Patient/", "Patient/a b"] {
@@ -163,27 +186,61 @@ fn pm_38_to_41_patient() {
 }
 
 #[test]
-fn ko_24_pm_67_unknown_and_unsupported_parameters() {
-    for name in UNSUPPORTED.into_iter().chain(["foo", "_Type", "resourceTypes", "bogus"]) {
+fn ko_24_pm_67_unknown_parameters() {
+    for name in ["foo", "_Type", "resourceTypes", "bogus"] {
         assert_eq!(refused(get(&[(name, "1")]), name), ["not-supported"], "{name}");
-        let typed = post_at(Level::System, &[json!({"name": name, "valueString": "1"})]);
-        assert_eq!(refused(typed, name), ["not-supported"], "{name}");
+        assert_eq!(refused(post_at(Level::System, &[text(name, "1")]), name), ["not-supported"], "{name}");
+        assert_eq!(refused(v4_at(Level::System, &[text(name, "1")]), name), ["not-supported"], "{name}");
     }
+    assert!(get(&[("_Type", "1")]).unwrap_err()[0].text.contains("did you mean _type?"));
     assert!(get(&[("_format", "json"), ("_pretty", "true")]).is_ok(), "PM-68");
 }
 
 #[test]
-fn ko_23_lenient_lists_what_it_ignores() {
+fn ko_23_mf_24_lenient_tells_each_parameter_that_it_ignores() {
     let lenient = Context { lenient: true, ..context(Level::Patient) };
-    let query = pairs(&[("_type", "Patient"), ("bogus", "1"), ("_elements", "id")]);
-    let accepted = parse(Input::Get(&query), &lenient).unwrap();
-    assert_eq!(accepted.request.types.len(), 1);
-    let names: Vec<_> = accepted.ignored.iter().map(|issue| issue.location.as_deref().unwrap()).collect();
-    assert_eq!(names, ["http.bogus", "http._elements"]);
+    let query = pairs(&[
+        ("_type", "Patient"),
+        ("bogus", "1"),
+        ("includeAssociatedData", "_custom"),
+        ("organizeOutputBy", "Observation"),
+        ("_typeFilter", "Patient?foo=1"),
+    ]);
+    let request = parse(Input::Get(&query), &lenient).unwrap();
+    assert_eq!(request.types.len(), 1);
+    assert_eq!((request.filters.len(), request.by_patient), (0, false));
+    let names = ["bogus", "includeAssociatedData", "organizeOutputBy", "_typeFilter"];
+    assert_eq!(request.remarks.len(), names.len());
+    for (remark, name) in request.remarks.iter().zip(names) {
+        assert!(remark.text.starts_with(name) && remark.text.ends_with("ignored"), "{remark:?}");
+        assert_eq!(remark.location.as_deref(), Some(format!("http.{name}").as_str()));
+        assert_eq!(remark.code, "not-supported");
+    }
     // A wrong value of a parameter that counts would widen the export if it were ignored.
-    for wrong in [("_since", "2024"), ("_type", "Nothing"), ("patient", "Patient/p1"), ("_type", "")] {
+    for wrong in [
+        ("_since", "2024"),
+        ("_type", "Nothing"),
+        ("patient", "Patient/p1"),
+        ("_type", ""),
+        ("_elements", "name.family"),
+        ("_typeFilter", "Patient?_sort=name"),
+        ("_maximumFileSize", "0"),
+        ("allowPartialManifests", "maybe"),
+    ] {
         assert!(parse(Input::Get(&pairs(&[wrong])), &lenient).is_err(), "{wrong:?}");
     }
+}
+
+#[test]
+fn sec_10_what_is_kept_of_a_request_is_bounded() {
+    let lenient = Context { lenient: true, ..context(Level::System) };
+    let unknown = |count| vec![text("bogus", "1"); count];
+    assert_eq!(post_in(&lenient, &unknown(100)).unwrap().remarks.len(), 100);
+    assert_eq!(refused(post_in(&lenient, &unknown(101)), "bogus"), ["too-costly"]);
+    let long = format!("Observation?code={}", vec!["x".repeat(90); 600].join(","));
+    let filters = |count| vec![text("_typeFilter", &long); count];
+    assert_eq!(post_at(Level::System, &filters(4)).unwrap().filters.len(), 4);
+    assert_eq!(refused(post_at(Level::System, &filters(5)), "_typeFilter"), ["too-costly"]);
 }
 
 #[test]
@@ -246,7 +303,7 @@ fn pm_69_wrong_value_elements() {
         assert!(issues[0].text.contains(expected), "{issues:?}");
     }
     let coerced = post_at(Level::System, &[json!({"name": "_since", "valueString": "2024-01-01T00:00:00Z"})]);
-    assert_eq!(coerced.unwrap().request.since, "2024-01-01T00:00:00Z".parse().ok());
+    assert_eq!(coerced.unwrap().since, "2024-01-01T00:00:00Z".parse().ok());
 }
 
 #[test]
@@ -260,7 +317,7 @@ fn er_03_foreign_names_are_shown_short_and_printable() {
 fn decision_20_missing_headers_are_refused_with_the_header_to_add() {
     use crate::negotiate::media::Acceptance;
     use crate::negotiate::prefer::Preferences;
-    let preferences = Preferences { respond_async: true, lenient: false };
+    let preferences = Preferences { respond_async: true, ..Preferences::default() };
     let good = HeaderFacts { acceptance: Acceptance::Acceptable, preferences, lenient_headers: false };
     let none = Preferences::default();
     assert!(check_headers(good).is_empty());

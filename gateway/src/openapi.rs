@@ -1,0 +1,314 @@
+//! The OpenAPI 3.1 description of everything that the gateway serves, for people and for generators of clients.
+//!
+//! Invariant: each route is described and nothing else is, which tests of `routes` check. What a parameter means is
+//! said by the table of `kickoff`, as in the operation definitions.
+
+use flatbed_types::request::Dialect;
+use serde_json::{Map, Value, json};
+
+use crate::kickoff::Capabilities;
+use crate::kickoff::parameters::{Levels, PARAMETERS, Parameter};
+
+/// The description, for a server at this public URL.
+pub(crate) fn description(public_url: &str, capabilities: Capabilities) -> Value {
+    let mut paths = Map::new();
+    let mut add = |path: &str, item: Value| paths.insert(path.to_owned(), item);
+    add("/", json!({ "get": read("A page for people", "text/html") }));
+    add("/fhir/metadata", json!({ "get": read("The capability statement", "application/fhir+json") }));
+    add("/fhir/openapi.json", json!({ "get": read("This description", "application/json") }));
+    add(
+        "/fhir/OperationDefinition/{id}",
+        json!({
+            "parameters": [in_path("id", "The id of a definition, like group-export")],
+            "get": read("The definition of an export operation", "application/fhir+json"),
+        }),
+    );
+    for (place, levels) in
+        [("", Levels::All), ("Patient/", Levels::OfPatients), ("Group/{id}/", Levels::OfPatients)]
+    {
+        add(&format!("/fhir/{place}$export"), export(place, levels, Dialect::Legacy, capabilities));
+        add(&format!("/fhir/{place}$export-v4"), export(place, levels, Dialect::V4, capabilities));
+    }
+    add("/fhir/export/{job}", status());
+    add("/fhir/export/{job}/manifest/{page}", page());
+    add(
+        "/fhir/export/{job}/manifest/{page}/file/{file}",
+        file(&[in_path("job", "The job"), in_path("page", "The page")]),
+    );
+    add("/fhir/export/{job}/file/{file}", file(&[in_path("job", "The job")]));
+    json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Flatbed: FHIR Bulk Data export",
+            "version": env!("CARGO_PKG_VERSION"),
+            "description": "Exports of FHIR R4 resources as NDJSON, by HL7 FHIR Bulk Data Access 1.0 to 4.0. Every \
+                            URL of a job, a page or a file is taken from an answer, never made up. HEAD is answered \
+                            wherever GET is, but for kick-offs.",
+            "license": { "name": "Apache-2.0", "identifier": "Apache-2.0" },
+        },
+        "externalDocs": { "url": "https://hl7.org/fhir/uv/bulkdata/" },
+        "servers": [{ "url": public_url }],
+        "paths": paths,
+        "components": components(),
+    })
+}
+
+fn read(about: &str, media_type: &str) -> Value {
+    json!({
+        "summary": about,
+        "responses": {
+            "200": { "description": about, "content": { media_type: {} } },
+            "default": { "$ref": "#/components/responses/Error" },
+        },
+    })
+}
+
+fn in_path(name: &str, about: &str) -> Value {
+    json!({ "name": name, "in": "path", "required": true, "description": about, "schema": { "type": "string" } })
+}
+
+/// Kick-offs of one level and dialect.
+fn export(place: &str, levels: Levels, dialect: Dialect, capabilities: Capabilities) -> Value {
+    let offered = |row: &&Parameter| {
+        (row.offered)(capabilities) && (row.levels == Levels::All || levels == Levels::OfPatients)
+    };
+    let rows: Vec<&Parameter> = PARAMETERS.iter().filter(offered).collect();
+    let mut parameters = vec![
+        header("Accept", "application/fhir+json"),
+        header("Prefer", "respond-async, and handling=lenient and separate-export-status where wanted"),
+        header("Idempotency-Key", "Names the job: the same key of the same client starts no second one"),
+    ];
+    if place.contains("{id}") {
+        parameters.push(in_path("id", "The id of a Group"));
+    }
+    let names: Vec<&str> = rows.iter().map(|row| row.name).collect();
+    let mut post = kick_off("Start an export");
+    post["requestBody"] = json!({
+        "description": format!("A Parameters resource with any of {}; none for everything", names.join(", ")),
+        "content": { "application/fhir+json": { "schema": { "$ref": "#/components/schemas/Parameters" } } },
+    });
+    let mut item = json!({ "parameters": parameters, "post": post });
+    if dialect == Dialect::Legacy {
+        let mut get = kick_off("Start an export, in the form of Bulk Data 1.0 to 3.0");
+        get["parameters"] = rows.iter().filter(|row| row.by_get).map(|row| in_query(row)).collect();
+        item["get"] = get;
+    }
+    item
+}
+
+fn kick_off(about: &str) -> Value {
+    json!({
+        "summary": about,
+        "responses": {
+            "202": {
+                "description": "Started, or found by its Idempotency-Key; the outcome tells what was ignored",
+                "headers": {
+                    "Content-Location": { "description": "The status URL", "schema": { "type": "string", "format": "uri" } },
+                    "Preference-Applied": { "schema": { "type": "string" } },
+                },
+                "content": { "application/fhir+json": { "schema": { "$ref": "#/components/schemas/OperationOutcome" } } },
+            },
+            "default": { "$ref": "#/components/responses/Error" },
+        },
+    })
+}
+
+fn header(name: &str, about: &str) -> Value {
+    json!({ "name": name, "in": "header", "description": about, "schema": { "type": "string" } })
+}
+
+fn in_query(row: &Parameter) -> Value {
+    let one = match row.definition_type(Dialect::Legacy) {
+        "instant" => json!({ "type": "string", "format": "date-time" }),
+        "boolean" => json!({ "type": "boolean" }),
+        "positiveInt" => json!({ "type": "integer", "minimum": 1 }),
+        _ => json!({ "type": "string" }),
+    };
+    let schema = if row.repeats { json!({ "type": "array", "items": one }) } else { one };
+    json!({ "name": row.name, "in": "query", "description": row.about, "schema": schema })
+}
+
+fn manifests() -> Value {
+    json!({ "oneOf": [
+        { "$ref": "#/components/schemas/Manifest" },
+        { "$ref": "#/components/schemas/Manifest4" },
+    ] })
+}
+
+fn status() -> Value {
+    json!({
+        "parameters": [in_path("job", "The job")],
+        "get": {
+            "summary": "How far a job is, and its manifest",
+            "responses": {
+                "200": {
+                    "description": "Complete. With Prefer: separate-export-status at the kick-off every poll that \
+                                    succeeds answers 200, and X-Export-Status tells how the job stands",
+                    "headers": {
+                        "Expires": { "description": "When the files go away", "schema": { "type": "string" } },
+                        "X-Export-Status": { "schema": { "type": "string" } },
+                    },
+                    "content": { "application/json": { "schema": manifests() } },
+                },
+                "202": {
+                    "description": "Running; with allowPartialManifests the first page of the manifest once there is one",
+                    "headers": {
+                        "X-Progress": { "schema": { "type": "string", "maxLength": 99 } },
+                        "Retry-After": { "description": "Seconds", "schema": { "type": "integer" } },
+                    },
+                },
+                "default": { "$ref": "#/components/responses/Error" },
+            },
+        },
+        "delete": {
+            "summary": "Stop a job, or say that its files are no longer needed",
+            "responses": {
+                "202": { "description": "Stopped" },
+                "default": { "$ref": "#/components/responses/Error" },
+            },
+        },
+    })
+}
+
+fn page() -> Value {
+    json!({
+        "parameters": [in_path("job", "The job"), in_path("page", "The number of the page, from 2 on")],
+        "get": {
+            "summary": "A page of a manifest that comes in pages (allowPartialManifests)",
+            "responses": {
+                "200": { "description": "The page", "content": { "application/json": { "schema": manifests() } } },
+                "202": { "description": "Not there yet; ask again after Retry-After" },
+                "default": { "$ref": "#/components/responses/Error" },
+            },
+        },
+    })
+}
+
+fn file(above: &[Value]) -> Value {
+    let whole = json!({
+        "description": "The file, or the range asked for with 206",
+        "headers": { "ETag": { "schema": { "type": "string" } } },
+        "content": { "application/fhir+ndjson": {} },
+    });
+    let named = [above, &[in_path("file", "The file")]].concat();
+    json!({
+        "parameters": named,
+        "get": {
+            "summary": "A file of a job",
+            "parameters": [
+                header("Accept-Encoding", "gzip or zstd gets the file as it rests, where it rests so"),
+                header("Range", "One range of bytes"),
+            ],
+            "responses": {
+                "200": whole,
+                "206": whole,
+                "304": { "description": "As If-None-Match names it" },
+                "307": {
+                    "description": "The file is at Location, without a token, for at most five minutes",
+                    "headers": { "Location": { "schema": { "type": "string", "format": "uri" } } },
+                },
+                "default": { "$ref": "#/components/responses/Error" },
+            },
+        },
+    })
+}
+
+fn components() -> Value {
+    let outcome = json!({ "$ref": "#/components/schemas/OperationOutcome" });
+    json!({
+        "responses": {
+            "Error": {
+                "description": "What was wrong and what to do. 429 and 503 carry Retry-After",
+                "content": { "application/fhir+json": { "schema": outcome } },
+            },
+        },
+        "schemas": {
+            "Parameters": resource("Parameters"),
+            "OperationOutcome": resource("OperationOutcome"),
+            "Manifest": manifest_schema(Dialect::Legacy),
+            "Manifest4": manifest_schema(Dialect::V4),
+        },
+    })
+}
+
+fn resource(name: &str) -> Value {
+    json!({
+        "type": "object",
+        "externalDocs": { "url": format!("http://hl7.org/fhir/R4/{}.html", name.to_ascii_lowercase()) },
+        "properties": { "resourceType": { "const": name } },
+        "required": ["resourceType"],
+    })
+}
+
+fn manifest_schema(dialect: Dialect) -> Value {
+    let mut item = json!({
+        "type": { "type": "string" },
+        "url": { "type": "string", "format": "uri" },
+        "count": { "type": "integer" },
+    });
+    let mut properties = json!({
+        "transactionTime": { "type": "string", "format": "date-time" },
+        "requiresAccessToken": { "type": "boolean" },
+        "outputOrganizedBy": { "type": "string" },
+        "link": { "type": "array", "items": {
+            "type": "object",
+            "properties": { "relation": { "const": "next" }, "url": { "type": "string", "format": "uri" } },
+        } },
+    });
+    let (messages, required) = match dialect {
+        Dialect::Legacy => {
+            properties["request"] = json!({ "type": "string", "format": "uri" });
+            ("error", json!(["transactionTime", "request", "requiresAccessToken", "output", "error"]))
+        }
+        Dialect::V4 => {
+            item["fileSize"] = json!({ "type": "integer" });
+            properties["manifestType"] = json!({ "type": "string", "format": "uri" });
+            properties["outputFormat"] = json!({ "const": "application/fhir+ndjson" });
+            ("outcome", json!(["transactionTime", "requiresAccessToken"]))
+        }
+    };
+    for list in ["output", "deleted", messages] {
+        properties[list] = json!({ "type": "array", "items": { "type": "object", "properties": item, "required": ["url"] } });
+    }
+    json!({ "type": "object", "properties": properties, "required": required })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn references_lead_somewhere_and_paths_name_their_parameters() {
+        let description = description("https://example.org", Capabilities::default());
+        let text = description.to_string();
+        for reference in text.split("\"$ref\":\"#").skip(1) {
+            let pointer = reference.split('"').next().unwrap();
+            assert!(description.pointer(pointer).is_some(), "{pointer}");
+        }
+        for (path, item) in description["paths"].as_object().unwrap() {
+            let named = path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
+            let listed = item["parameters"].as_array().map(Vec::as_slice).unwrap_or_default();
+            let listed = listed.iter().filter(|each| each["in"] == "path");
+            assert!(named.eq(listed.map(|each| each["name"].as_str().unwrap())), "{path}");
+        }
+    }
+
+    #[test]
+    fn parameters_are_those_of_the_level_and_of_the_server() {
+        let none = Capabilities { organized_output: false, associated_data: false, partial_manifests: false };
+        let names = |capabilities, path: &str| -> Vec<String> {
+            let description = description("https://example.org", capabilities);
+            let listed = description["paths"][path]["get"]["parameters"].as_array().unwrap().clone();
+            listed.iter().map(|each| each["name"].as_str().unwrap().to_owned()).collect()
+        };
+        let all = names(Capabilities::default(), "/fhir/Patient/$export");
+        assert!(
+            all.iter().any(|name| name == "organizeOutputBy") && !all.iter().any(|name| name == "patient")
+        );
+        let fewer = names(none, "/fhir/Patient/$export");
+        assert_eq!(all.len(), fewer.len() + 3);
+        assert!(
+            !names(Capabilities::default(), "/fhir/$export").iter().any(|name| name == "organizeOutputBy")
+        );
+    }
+}
