@@ -1,6 +1,6 @@
 //! `includeAssociatedData` and Provenance (rows PM-43 to PM-47).
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use flatbed_tests::conformance::target::{Target, ids};
 use flatbed_tests::conformance::wire::{Ask, FORMS, Form, PATIENT, SYSTEM};
 use serde_json::json;
@@ -24,6 +24,13 @@ async fn pm_43_pm_46_codes_that_are_none(t: Target) -> Result<()> {
         t.refused(&ask("Bogus"), 400, &["includeAssociatedData"]).await?;
         t.refused(&ask("_ours"), 400, &["includeAssociatedData"]).await?;
         t.delete(&t.send(&ask("Bogus").lenient()).await?.accepted()?).await?;
+        // What is right is done or refused, and never passed over in silence.
+        let answer = t.send(&ask("LatestProvenanceResources")).await?;
+        if answer.status == 202 {
+            t.delete(&answer.accepted()?).await?;
+        } else {
+            answer.refused(400, &["includeAssociatedData"])?;
+        }
     }
     let foreign = json!({"system": "http://example.org/codes", "code": "LatestProvenanceResources"});
     t.refused(
@@ -37,6 +44,12 @@ async fn pm_43_pm_46_codes_that_are_none(t: Target) -> Result<()> {
 
 async fn pm_44_the_newest_provenance() -> Result<()> {
     let t = Target::fixture(&[]).await?;
+    let code = Ask::new(Form::V4, PATIENT).typed(
+        "includeAssociatedData",
+        "valueCode",
+        json!("LatestProvenanceResources"),
+    );
+    t.refused(&code, 400, &["includeAssociatedData", "valueCoding"]).await.context("PM-69")?;
     for form in FORMS {
         let ask = Ask::new(form, "Group/g1/").each("_type", &["Patient", "Observation"]);
         let files = t.files(&ask.with("includeAssociatedData", "LatestProvenanceResources")).await?;

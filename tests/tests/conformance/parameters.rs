@@ -193,7 +193,6 @@ async fn pm_69_values_in_other_elements(t: Target) -> Result<()> {
     for (name, element, value, expected) in [
         ("_since", "valueString", since.clone(), "valueInstant"),
         ("_since", "valueDateTime", since.clone(), "valueInstant"),
-        ("includeAssociatedData", "valueCode", json!("LatestProvenanceResources"), "valueCoding"),
         ("patient", "valueString", json!("Patient/p1"), "valueReference"),
         ("_type", "valueCode", json!("Patient"), "valueString"),
     ] {
