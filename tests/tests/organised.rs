@@ -115,7 +115,7 @@ async fn pm_65_real_sets_in_files_of_wanted_sizes() -> Result<()> {
         }
     };
     let client = Client::new();
-    let tiny = ["--target-file-size", "20000"];
+    let tiny = ["--target-file-size", "65536"];
     let options = ServerOptions::new(&set.to_string_lossy(), &room.path().join("data"))?.with(&tiny);
     let server = options.start().await?;
     let whole = export(&client, &server, "$export", &room.path().join("whole")).await?;
