@@ -93,5 +93,6 @@ fn query_options(query: &Query) -> Vec<String> {
     query.patients.iter().for_each(|id| push("--patient", id.clone()));
     query.since.iter().for_each(|since| push("--since", since.to_string()));
     query.until.iter().for_each(|until| push("--until", until.to_string()));
+    query.searches.iter().for_each(|search| push("--type-filter", search.text()));
     options
 }

@@ -4,7 +4,9 @@
 //! duplicates, and knows nothing of how Flatbed goes about it. Only facts about each resource stay in memory.
 
 pub mod compartment;
+mod history;
 pub mod membership;
+pub mod search;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
@@ -17,6 +19,7 @@ use crate::lake;
 use crate::lines::{LineHash, Lines, hash_line};
 use compartment::{Compartment, relative_reference};
 use membership::Roster;
+use search::Search;
 
 /// Rounds of following references from what is exported to supporting resources.
 const ROUNDS: usize = 3;
@@ -48,12 +51,21 @@ pub struct Query {
     pub until: Option<Timestamp>,
     /// `patient`; empty for all.
     pub patients: BTreeSet<String>,
+    /// `_typeFilter`; several on one type are alternatives.
+    pub searches: Vec<Search>,
 }
 
 impl Query {
     /// Everything of a level.
     pub fn of(level: Level) -> Query {
-        Query { level, types: BTreeSet::new(), since: None, until: None, patients: BTreeSet::new() }
+        Query {
+            level,
+            types: BTreeSet::new(),
+            since: None,
+            until: None,
+            patients: BTreeSet::new(),
+            searches: Vec::new(),
+        }
     }
 
     /// The same, of some types.
@@ -72,8 +84,16 @@ impl Query {
         self.types.is_empty() || self.types.contains(resource_type)
     }
 
-    fn wants_moment(&self, changed: Timestamp) -> bool {
-        self.since.is_none_or(|since| changed > since) && self.until.is_none_or(|until| changed < until)
+    fn wants_moment(&self, resource: &Resource) -> bool {
+        self.since.is_none_or(|since| resource.known > since)
+            && self.until.is_none_or(|until| resource.changed < until)
+    }
+
+    fn wants_content(&self, resource: &Resource) -> bool {
+        let mut on_type =
+            self.searches.iter().filter(|search| search.resource_type == resource.resource_type);
+        let is_searched = on_type.clone().next().is_some();
+        !is_searched || on_type.any(|search| search.matches(&resource.codes))
     }
 }
 
@@ -82,12 +102,16 @@ struct Resource {
     id: String,
     hash: LineHash,
     changed: Timestamp,
+    /// Since when the source has it so: as it states, unless it came late.
+    known: Timestamp,
     version: u64,
     patients: BTreeSet<String>,
     /// Patients that it names anywhere; an empty name for one that is on another server.
     named: BTreeSet<String>,
     /// References to types outside the compartment: only those can lead to supporting resources.
     references: BTreeSet<(String, String)>,
+    /// What searches ask for.
+    codes: BTreeMap<String, String>,
 }
 
 /// A folder, read.
@@ -128,10 +152,12 @@ impl Store {
         let resource = Resource {
             hash: hash_line(line),
             changed,
+            known: changed,
             version: value["meta"]["versionId"].as_str().and_then(|text| text.parse().ok()).unwrap_or(0),
             patients: self.compartment.patients(&resource_type, &id, &value),
             named: named_patients(&value),
             references,
+            codes: search::codes(&value),
             resource_type,
             id,
         };
@@ -194,7 +220,8 @@ impl Store {
         let asked = self.asked_patients(query, now);
         for (index, resource) in self.resources.iter().enumerate() {
             let covered = self.is_covered(resource, query, asked.as_ref());
-            if covered && query.wants_type(&resource.resource_type) && query.wants_moment(resource.changed) {
+            let wanted = query.wants_type(&resource.resource_type) && query.wants_content(resource);
+            if covered && wanted && query.wants_moment(resource) {
                 emitted.insert(index);
             }
         }

@@ -201,19 +201,19 @@ impl Build<'_> {
                 .map_err(|error| disk_error(&error))?;
             let after = std::fs::metadata(&path).map(|metadata| Stamp::of(&metadata));
             let same = after.is_ok_and(|after| after == stamp);
-            if same && (only.is_none() || stamp == listed.stamp) {
-                if only.is_none() {
-                    self.enter(files, index, stamp, outcome);
-                } else if outcome.unread {
-                    let message = "could not be read again to its end, some of it is left out";
-                    collector.file_problem(listed, unit, message).map_err(|error| disk_error(&error))?;
-                    self.lose(files, index);
+            if same {
+                match only {
+                    None => self.enter(files, index, stamp, outcome),
+                    // Read in another state than the listing's, it keeps the stamp of the listing: the next look finds it
+                    // changed and reads all of it. Until then its rows of other types are as they were.
+                    Some(_) if outcome.unread => {
+                        let message = "could not be read again to its end, some of it is left out";
+                        collector.file_problem(listed, unit, message).map_err(|error| disk_error(&error))?;
+                        self.lose(files, index);
+                    }
+                    Some(_) => {}
                 }
                 return Ok(());
-            }
-            if only.is_some() {
-                // It was taken for unchanged when the types to redo were found.
-                return Err(changed(listed));
             }
             files.dead.lock().unwrap_or_else(PoisonError::into_inner).insert(unit);
         }

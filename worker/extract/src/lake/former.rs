@@ -20,6 +20,8 @@ use super::lane_file::LaneFile;
 pub(super) struct Known {
     pub(super) since: Instant,
     pub(super) hash: u64,
+    /// Only a link stood there: the row itself stood under a lesser patient.
+    pub(super) is_link: bool,
 }
 
 struct Current {
@@ -78,7 +80,7 @@ impl FormerLane {
             if order == Ordering::Greater {
                 return Ok(None);
             }
-            let known = Known { since: absent.moment, hash: absent.hash };
+            let known = Known { since: absent.moment, hash: absent.hash, is_link: absent.is_link };
             let next = self.absent.next()?;
             let passed = std::mem::replace(&mut self.next_absent, next);
             if order == Ordering::Equal {
@@ -103,7 +105,8 @@ impl FormerLane {
                 return Ok(None);
             }
             current.at += 1;
-            let known = Known { since: entry.changed.known, hash: current.hashes[at] };
+            let known =
+                Known { since: entry.changed.known, hash: current.hashes[at], is_link: entry.is_link() };
             if order == Ordering::Equal {
                 return Ok(Some(known));
             }

@@ -58,8 +58,9 @@ mod tests_shape;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use flatbed_types::Instant;
+use flatbed_types::{ErrorCode, Instant};
 
 use crate::source::{Progress, Snapshot, Source, SourceError};
 use build::Build;
@@ -72,6 +73,10 @@ use snapshot::{LakeSnapshot, OpenGeneration};
 /// How far behind the clock of the listing the transaction time is: files of that age are listed with their
 /// contents on every file system.
 const SETTLE_MILLIS: i64 = 2_000;
+/// Builds of one snapshot where files go or change while they are read, and the pause before the second; each further
+/// one is twice as long.
+const BUILDS: u32 = 6;
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// Generations that a process keeps open whether or not the catalogue still has them, for the tasks of running
 /// jobs. Each lane that is not shared is an open file.
 const HELD: usize = 8;
@@ -191,6 +196,23 @@ impl LakeSource {
         Ok(Arc::new(LakeSnapshot::new(open, time)))
     }
 
+    /// [`LakeSource::build`], again where files went or changed under its hands: whoever writes to a lake all the time
+    /// leaves it alone for long enough sooner or later.
+    fn build_of_what_changes(&self, progress: &dyn Progress) -> Result<Arc<dyn Snapshot>, SourceError> {
+        let mut pause = FIRST_PAUSE;
+        for _ in 1..BUILDS {
+            match self.build(progress) {
+                Err(error) if error.code == ErrorCode::SourceChanged => {
+                    progress.report("waiting, since the lake changes while it is read", 0, 0);
+                    std::thread::sleep(pause);
+                    pause *= 2;
+                }
+                built => return built,
+            }
+        }
+        self.build(progress)
+    }
+
     /// Makes the lake's present state the newest generation; whoever calls holds the lock.
     fn build(&self, progress: &dyn Progress) -> Result<Arc<dyn Snapshot>, SourceError> {
         let disk = |error: std::io::Error| disk_error(&error);
@@ -263,7 +285,7 @@ impl Source for LakeSource {
         };
         match self.newest(&self.catalog()?, &listing, time)? {
             Some(snapshot) => Ok(snapshot),
-            None => self.build(progress),
+            None => self.build_of_what_changes(progress),
         }
     }
 

@@ -164,7 +164,9 @@ fn change_of(
         Some(former) => former.find(key, &mut |gone| note_gone(lane, gone, changes))?,
         None => None,
     };
-    if before.is_none() && moments.seen.is_some() && !matches!(row.payload, Payload::Link(_)) {
+    // Where a row comes to stand that stood elsewhere, it is gone there and present here, which may have had its link.
+    let is_new_here = before.is_none_or(|before| before.is_link);
+    if is_new_here && moments.seen.is_some() && !matches!(row.payload, Payload::Link(_)) {
         changes.note(lane.resource_type, id_in(lane.section, key), Note::Present)?;
     }
     let same = before.filter(|before| before.hash == row_hash(row.fingerprint));

@@ -200,6 +200,23 @@ fn what_vanishes_was_deleted_with_its_patients_until_it_is_there_again() {
     assert_eq!(deleted(&*lake.source().reopen(second.fingerprint()).unwrap(), since(first.time())), expected);
 }
 
+/// A row that comes to stand under a patient who had its link is there, and gone from nowhere.
+#[test]
+fn a_row_that_moves_to_where_its_link_was_is_not_deleted() {
+    let lake = lake();
+    let of = |patients: &[&str], mark: u32| row("Observation", "o", Some(NOW), patients, mark) + "\n";
+    lake.write("Observation.ndjson", of(&["a", "b"], 0));
+    let first = lake.source().snapshot(&crate::source::NoProgress).unwrap();
+    let before = first.time();
+    for (mark, patients) in [&["b"][..], &["b", "c"], &["c"], &["a", "c"], &["c"]].into_iter().enumerate() {
+        pass(60_000);
+        lake.write("Observation.ndjson", of(patients, 1 + mark as u32));
+        let snapshot = lake.source().snapshot(&crate::source::NoProgress).unwrap();
+        assert_eq!(output(&*snapshot, since(before), None).len(), 1, "{patients:?}");
+        assert_eq!(deleted(&*snapshot, since(before)), [""; 0], "{patients:?}");
+    }
+}
+
 #[test]
 fn a_lake_that_returns_to_an_earlier_state_tells_the_way_back() {
     let lake = lake();

@@ -78,10 +78,16 @@ fn kind_of(id: usize) -> &'static str {
     if id.is_multiple_of(2) { "Provenance" } else { "Observation" }
 }
 
-/// Ids from 6 on may change whose they are; that is nothing that a Group's increments tell.
+/// Ids from 6 on may change whose they are; that is nothing that a Group's increments tell. Those from 9 on come to stand
+/// where they had links.
 fn patients_of(id: usize, belongs: usize) -> &'static [&'static str] {
     let sets: [&[&str]; 4] = [&["p0"], &["p0", "p2"], &[], &["p1", "p2", "p3"]];
-    if id < 6 { sets[id % 4] } else { sets[(id + belongs) % 4] }
+    let about_one: [&[&str]; 3] = [&["p0", "p2"], &["p2"], &["p1", "p2", "p3"]];
+    match id {
+        0..6 => sets[id % 4],
+        6..9 => sets[(id + belongs) % 4],
+        _ => about_one[belongs],
+    }
 }
 
 fn line_of(id: usize, model: &Model) -> String {

@@ -40,6 +40,16 @@ proptest! {
     }
 }
 
+/// Pieces that end because they are full end between rows: also those of Patients, who have one row each.
+#[test]
+fn a_scan_of_patients_goes_on_where_a_full_piece_ended() {
+    let snapshot = snapshot("synthetic:patients=1723,seed=0");
+    let scan = Scan { references: false, ..scan(Kind::Patient.lane(), KeyRange::ALL) };
+    let (parts, cuts) = in_parts(&*snapshot, &scan, 1);
+    assert!(cuts > 0, "more than one piece");
+    assert!(parts == whole(&*snapshot, &scan));
+}
+
 #[test]
 fn a_range_is_cut_in_halves_down_to_what_is_worth_it() {
     let snapshot = snapshot("synthetic:patients=3000,seed=11");
