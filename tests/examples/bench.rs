@@ -21,9 +21,17 @@ use flatbed_tests::{lake, real};
 const PLAIN_BOUND: f64 = 2.0;
 /// What gzip may cost beyond that, in terms of what the library needs alone.
 const LIBRARY_BOUND: f64 = 1.2;
+/// Resources read a second with a search on one token parameter, and with `_elements`, at least, in terms of the export
+/// of the same resources as they are.
+const SEARCH_BOUND: f64 = 0.5;
+const ELEMENTS_BOUND: f64 = 0.3;
 /// Bytes compressed as one full-flush run, as the product does.
 const RUN: usize = 1 << 20;
 const AT_MOST: Duration = Duration::from_secs(1_800);
+
+/// The type that is searched, and the search: most resources are found, so that writing them costs as much.
+const SEARCHED: &str = "Observation";
+const SEARCH: &str = "Observation?status=final";
 
 struct Options {
     check: bool,
@@ -122,11 +130,16 @@ impl Bench {
     }
 
     fn export(&self, source: &str, compress: &str) -> Result<(Sample, Size)> {
+        self.export_some(source, compress, &[])
+    }
+
+    fn export_some(&self, source: &str, compress: &str, query: &[&str]) -> Result<(Sample, Size)> {
+        let options = ["--level", "system", "--compress", compress].iter().chain(query);
         let command = ExportCommand {
             source: source.to_owned(),
             keep: self.room.path().to_owned(),
             out: self.room.path().join("out"),
-            options: ["--level", "system", "--compress", compress].map(str::to_owned).to_vec(),
+            options: options.map(|option| (*option).to_owned()).collect(),
         };
         let finished = command.run()?.ok()?;
         let export = read_to(&command.out, Depth::Counts)?;
@@ -140,6 +153,11 @@ impl Bench {
         let (sample, size) = self.export(&self.lake.display().to_string(), compress)?;
         ensure!(size == self.size, "the export has {size:?}, the lake {:?}", self.size);
         Ok(sample)
+    }
+
+    /// An export of the lake with query options, without compression.
+    fn export_query(&self, query: &[&str]) -> Result<(Sample, Size)> {
+        self.export_some(&self.lake.display().to_string(), "none", query)
     }
 
     /// The files of the lake through a program into a file.
@@ -250,10 +268,26 @@ fn measure(options: &Options) -> Result<(String, bool)> {
     let synthetic = format!("synthetic:patients={patients},seed=7");
     let synthetic_size = bench.export(&synthetic, "none")?.1;
 
+    let of_type = bench.export_query(&["--type", SEARCHED])?.1;
+    let found = ["--type", SEARCHED, "--type-filter", SEARCH];
+    ensure!(
+        bench.export_query(&found)?.1.resources > of_type.resources / 2,
+        "a search that finds little writes little"
+    );
+
     type Measure<'a> = Box<dyn Fn() -> Result<Sample> + 'a>;
-    let contenders: [(&'static str, Size, Measure<'_>); 8] = [
+    let query =
+        |query: &'static [&'static str]| -> Measure<'_> { Box::new(|| Ok(bench.export_query(query)?.0)) };
+    let contenders: [(&'static str, Size, Measure<'_>); 11] = [
         ("lake, none", lake_size, Box::new(|| bench.export_lake("none"))),
         ("lake, gzip", lake_size, Box::new(|| bench.export_lake("gzip"))),
+        ("lake, one type", of_type, query(&["--type", SEARCHED])),
+        ("lake, one type searched", of_type, query(&["--type", SEARCHED, "--type-filter", SEARCH])),
+        (
+            "lake, some elements",
+            lake_size,
+            query(&["--elements", "id", "--elements", "status", "--elements", "code"]),
+        ),
         ("synthetic, none", synthetic_size, Box::new(|| Ok(bench.export(&synthetic, "none")?.0))),
         ("synthetic, gzip", synthetic_size, Box::new(|| Ok(bench.export(&synthetic, "gzip")?.0))),
         ("pipe: cat", lake_size, Box::new(|| bench.pipe("cat"))),
@@ -307,5 +341,18 @@ fn report(first: &Contender, measured: &[Contender]) -> Result<(String, bool)> {
         verdict(gzip_holds),
         (gzip - none) / library
     )?;
-    Ok((text, none_holds && gzip_holds))
+    let rate = |name: &str| -> Result<f64> {
+        let contender = measured.iter().find(|contender| contender.name == name).context("no such row")?;
+        Ok(contender.size.resources as f64 / contender.median(|sample| sample.wall))
+    };
+    let mut all_hold = none_holds && gzip_holds;
+    for (what, of, bound) in [
+        ("one type searched", "lake, one type", SEARCH_BOUND),
+        ("some elements", "lake, none", ELEMENTS_BOUND),
+    ] {
+        let share = rate(&format!("lake, {what}"))? / rate(of)?;
+        writeln!(text, "{what}: {share:.2} of the rate of {of}, bound {bound}: {}", verdict(share >= bound))?;
+        all_hold &= share >= bound;
+    }
+    Ok((text, all_hold))
 }
