@@ -200,6 +200,9 @@ pub(crate) enum ClaimError {
     /// An object of the job cannot be read.
     #[error("an object of the job: {0}")]
     Object(String),
+    /// Claiming it panicked.
+    #[error("a defect of the coordinator")]
+    Defect,
 }
 
 /// A job that was claimed: at which revision, in which epoch, and its machine with all that is stored of it.

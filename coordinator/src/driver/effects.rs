@@ -4,6 +4,7 @@ use flatbed_coordinator_core::cluster;
 use flatbed_coordinator_core::job::{GrantSpec, Holder, Input, Job, Output};
 use flatbed_coordinator_core::page::Crowd;
 use flatbed_coordinator_core::schedule::Ended;
+use flatbed_proto::attachment::secret_to_wire;
 use flatbed_proto::convert::{Wire, each_to_wire, u128_bytes};
 use flatbed_proto::convert_task::kind_to_wire;
 use flatbed_proto::wire::lease as lease_wire;
@@ -153,6 +154,7 @@ fn grant_message(driver: &Driver, job: &Job, holder: &Holder, spec: GrantSpec) -
             seal_bytes,
             seal_ms,
         }),
+        attachment_secret: secret_to_wire(record.attachment_secret.as_ref()),
     }
 }
 

@@ -22,6 +22,7 @@ use flatbed_proto::wire::job::{
     GetSourceRequest, GetSourceResponse, ListJobsRequest, ListJobsResponse, StopJobRequest, StopJobResponse,
 };
 use flatbed_proto::wire::lease::control_server::ControlServer;
+use flatbed_types::attachment::{AttachmentSecret, SECRET_BYTES};
 use flatbed_types::job::{JobError, JobRecord};
 use flatbed_types::{ClientId, ErrorCode, ExportRequest, JobId, caps};
 use tokio::sync::oneshot;
@@ -118,6 +119,12 @@ fn random_id() -> Result<u128, Status> {
     Ok(u128::from_be_bytes(bytes))
 }
 
+fn random_secret() -> Result<AttachmentSecret, Status> {
+    let mut bytes = [0_u8; SECRET_BYTES];
+    getrandom::fill(&mut bytes).map_err(|_| to_status(ErrorCode::Internal, "no randomness"))?;
+    Ok(AttachmentSecret::new(bytes))
+}
+
 /// The store could not be asked.
 fn store_status(error: impl std::fmt::Display) -> Status {
     tracing::warn!(%error, "the state store cannot be read");
@@ -136,6 +143,9 @@ impl Jobs for Services {
         let id = if message.job.is_empty() { JobId(random_id()?) } else { job_id(&message.job)? };
         let mut record = JobRecord::new(id, client, request, self.context.options.codec, self.context.now());
         record.request_url = message.request_url;
+        if record.request.attachment_base.is_some() {
+            record.attachment_secret = Some(random_secret()?);
+        }
         self.clone().create(record, message.idempotency_key).await.map(Response::new)
     }
 

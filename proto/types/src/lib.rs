@@ -5,6 +5,7 @@
 //! generated code. It does not know how records are encoded (`flatbed-proto` does) nor who may change them
 //! (`flatbed-coordinator-core` does).
 
+pub mod attachment;
 pub mod caps;
 pub mod elements;
 pub mod error_code;

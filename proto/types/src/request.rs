@@ -212,6 +212,9 @@ pub struct ExportRequest {
     pub form: AnswerForm,
     /// What was ignored of what the client sent.
     pub remarks: Vec<Remark>,
+    /// The FHIR base below which clients can fetch the content of attachments: relative URLs of attachments become
+    /// absolute ones below it (FL-18). `None` where nobody serves them, and they stay as they are.
+    pub attachment_base: Option<String>,
 }
 
 impl ExportRequest {
@@ -231,6 +234,7 @@ impl ExportRequest {
             max_file_bytes: None,
             form: AnswerForm::default(),
             remarks: Vec::new(),
+            attachment_base: None,
         }
     }
 

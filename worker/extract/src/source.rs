@@ -275,7 +275,7 @@ pub struct Scan {
     pub window: Window,
     /// Whether pieces carry the keys of supporting resources that their rows refer to.
     pub references: bool,
-    /// What becomes of the rows; `None` for rows as they are.
+    /// What becomes of the rows that it regards; `None` for rows as they are.
     pub shape: Option<Arc<Shape>>,
     /// Whether `Body::Deflated` may be given where it costs nothing; never where patients are kept apart.
     pub deflated: bool,

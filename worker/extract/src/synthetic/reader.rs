@@ -109,7 +109,8 @@ impl Assembly {
             row: RowWriter::new(population, scan.references),
             most: scan.most,
             no_room: false,
-            shape: scan.shape.clone(),
+            // No generated resource has an attachment elsewhere.
+            shape: scan.shape.clone().filter(|shape| shape.regards(false)),
             tally: Tally::default(),
             latency,
             left_of_page: 0,
