@@ -204,6 +204,7 @@ impl Wire for ExportRequest {
             separate_status: self.form.separate_status,
             partial_manifests: self.form.partial_manifests,
             remarks: each_to_wire(&self.remarks),
+            cohort: self.cohort.as_ref().map(Wire::to_wire),
         }
     }
     fn from_wire(message: wire::ExportRequest) -> Result<Self, Malformed> {
@@ -243,6 +244,7 @@ impl Wire for ExportRequest {
             min_file_bytes: Some(message.min_file_bytes).filter(|bytes| *bytes > 0),
             max_file_bytes: Some(message.max_file_bytes).filter(|bytes| *bytes > 0),
             remarks: each(message.remarks)?,
+            cohort: optional(message.cohort)?,
         })
     }
 }
@@ -327,6 +329,7 @@ mod tests {
                 max_file_bytes,
                 form,
                 remarks,
+                cohort: None,
             }
         }
     }

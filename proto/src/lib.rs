@@ -5,6 +5,8 @@
 //! Generated code is private to [`wire`]; it knows nothing of what the messages mean.
 
 pub mod convert;
+pub mod convert_cohort;
+pub mod convert_content;
 pub mod convert_job;
 pub mod convert_task;
 pub mod frame;

@@ -6,6 +6,8 @@
 //! (`flatbed-coordinator-core` does).
 
 pub mod caps;
+pub mod cohort;
+pub mod content;
 pub mod elements;
 pub mod error_code;
 pub mod ids;
