@@ -11,7 +11,7 @@ use flatbed_types::job::{JobError, JobRecord, ObjectPointer};
 use flatbed_types::layout::{self, attempt_of};
 use flatbed_types::manifest::Manifest;
 use flatbed_types::task::{CommitRecord, LaneSurvey, MergePlan, Plan};
-use flatbed_types::{AttemptId, Epoch, ErrorCode, Nonce};
+use flatbed_types::{AttemptId, Epoch, ErrorCode, Nonce, caps};
 use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
@@ -277,6 +277,18 @@ pub(crate) async fn sweep(context: &Context, root: &str, orphans: Arc<Orphans>) 
         count += delete(context, doomed).await?;
     }
     Ok(count)
+}
+
+/// Deletes answers to questions that have rested for long enough; how many.
+pub(crate) async fn sweep_answers(context: &Context) -> Result<usize, JobError> {
+    let oldest = context.now().plus_millis(-(caps::ANSWER_MILLIS as i64)).millis();
+    let prefix = Path::from(layout::answers_root(&context.options.cluster));
+    let listed = context.objects.list(Some(&prefix));
+    let is_old = move |meta: &object_store::ObjectMeta| {
+        std::future::ready(meta.last_modified.timestamp_millis() < oldest)
+    };
+    let doomed = listed.try_filter(is_old).map_ok(|meta| meta.location).boxed();
+    delete(context, doomed).await
 }
 
 fn written_by_attempt(key: &str) -> Option<(AttemptId, Nonce)> {

@@ -205,6 +205,7 @@ impl Wire for ExportRequest {
             partial_manifests: self.form.partial_manifests,
             remarks: each_to_wire(&self.remarks),
             attachment_base: self.attachment_base.clone().unwrap_or_default(),
+            cohort: self.cohort.as_ref().map(Wire::to_wire),
         }
     }
     fn from_wire(message: wire::ExportRequest) -> Result<Self, Malformed> {
@@ -245,6 +246,7 @@ impl Wire for ExportRequest {
             max_file_bytes: Some(message.max_file_bytes).filter(|bytes| *bytes > 0),
             remarks: each(message.remarks)?,
             attachment_base: Some(message.attachment_base).filter(|base| !base.is_empty()),
+            cohort: optional(message.cohort)?,
         })
     }
 }
@@ -331,6 +333,7 @@ mod tests {
                 form,
                 remarks,
                 attachment_base,
+                cohort: None,
             }
         }
     }

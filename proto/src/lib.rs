@@ -6,6 +6,8 @@
 
 pub mod attachment;
 pub mod convert;
+pub mod convert_cohort;
+pub mod convert_content;
 pub mod convert_job;
 pub mod convert_task;
 pub mod frame;

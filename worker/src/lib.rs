@@ -15,6 +15,7 @@
 
 mod allot;
 mod commit;
+mod contents;
 mod deleted;
 mod extract;
 mod handback;

@@ -10,6 +10,7 @@ use flatbed_proto::convert_task::kind_to_wire;
 use flatbed_proto::wire::lease as lease_wire;
 use flatbed_types::JobId;
 use flatbed_types::job::JobState;
+use flatbed_types::task::TaskKind;
 
 use super::io::ObjectWork;
 use super::{Driver, Reported, workers};
@@ -125,6 +126,11 @@ fn grant_message(driver: &Driver, job: &Job, holder: &Holder, spec: GrantSpec) -
     let seal_bytes = seal_bytes.max(request.least_file_bytes().min(LARGEST_SEAL));
     let seal_bytes = seal_bytes.min(request.max_file_bytes.unwrap_or(u64::MAX));
     let (kind, lane) = kind_to_wire(&spec.kind);
+    let mut asked = request.to_wire();
+    if spec.kind != TaskKind::Plan {
+        // Members are in the roster by then; their rules may be long.
+        asked.cohort = None;
+    }
     let keys = spec.round.checked_sub(1).and_then(|index| record.key_lists.get(index as usize));
     lease_wire::Grant {
         session: u128_bytes(holder.session.0),
@@ -135,7 +141,7 @@ fn grant_message(driver: &Driver, job: &Job, holder: &Holder, spec: GrantSpec) -
         kind,
         lane,
         range: Some(spec.range.to_wire()),
-        request: Some(record.request.to_wire()),
+        request: Some(asked),
         round: spec.round,
         transaction_time: record.transaction_time.map(flatbed_types::Instant::nanos),
         pin: record.pin.as_ref().map(Wire::to_wire),

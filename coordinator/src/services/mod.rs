@@ -3,8 +3,12 @@
 //!
 //! - `create`: kick-offs: the question to the source, the client's cap, idempotency keys.
 //! - `lookup`: any coordinator answers for any job: from its own machines, from the owner, or from the store.
+//! - `content`: questions whose answer a worker writes as an object.
+//! - `cohorts`: Groups that clients made, and what became of their asynchronous requests: kept in the store.
 //! - `control`: the workers' side.
 
+mod cohorts;
+mod content;
 mod control;
 mod create;
 mod lookup;
@@ -20,6 +24,12 @@ use flatbed_proto::wire::job::jobs_server::{Jobs, JobsServer};
 use flatbed_proto::wire::job::{
     CreateJobRequest, CreateJobResponse, GetJobRequest, GetJobResponse, GetPageRequest, GetPageResponse,
     GetSourceRequest, GetSourceResponse, ListJobsRequest, ListJobsResponse, StopJobRequest, StopJobResponse,
+};
+use flatbed_proto::wire::job::{
+    DeleteCohortRequest, DeleteCohortResponse, DeleteReceiptRequest, DeleteReceiptResponse, GetCohortRequest,
+    GetCohortResponse, GetReceiptRequest, GetReceiptResponse, ListCohortsRequest, ListCohortsResponse,
+    PutCohortRequest, PutCohortResponse, PutReceiptRequest, PutReceiptResponse, ReadResourceRequest,
+    ReadResourceResponse, SearchGroupsRequest, SearchGroupsResponse,
 };
 use flatbed_proto::wire::lease::control_server::ControlServer;
 use flatbed_types::attachment::{AttachmentSecret, SECRET_BYTES};
@@ -177,5 +187,68 @@ impl Jobs for Services {
 
     async fn get_source(&self, _: Request<GetSourceRequest>) -> Result<Response<GetSourceResponse>, Status> {
         self.call(Event::Source).await.map(Response::new)
+    }
+
+    async fn read_resource(
+        &self,
+        request: Request<ReadResourceRequest>,
+    ) -> Result<Response<ReadResourceResponse>, Status> {
+        self.content(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn search_groups(
+        &self,
+        request: Request<SearchGroupsRequest>,
+    ) -> Result<Response<SearchGroupsResponse>, Status> {
+        self.groups(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn put_cohort(
+        &self,
+        request: Request<PutCohortRequest>,
+    ) -> Result<Response<PutCohortResponse>, Status> {
+        self.clone().store_cohort(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn get_cohort(
+        &self,
+        request: Request<GetCohortRequest>,
+    ) -> Result<Response<GetCohortResponse>, Status> {
+        self.cohort(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn list_cohorts(
+        &self,
+        request: Request<ListCohortsRequest>,
+    ) -> Result<Response<ListCohortsResponse>, Status> {
+        self.cohorts(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn delete_cohort(
+        &self,
+        request: Request<DeleteCohortRequest>,
+    ) -> Result<Response<DeleteCohortResponse>, Status> {
+        self.clone().remove_cohort(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn put_receipt(
+        &self,
+        request: Request<PutReceiptRequest>,
+    ) -> Result<Response<PutReceiptResponse>, Status> {
+        self.clone().store_receipt(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn get_receipt(
+        &self,
+        request: Request<GetReceiptRequest>,
+    ) -> Result<Response<GetReceiptResponse>, Status> {
+        self.receipt(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn delete_receipt(
+        &self,
+        request: Request<DeleteReceiptRequest>,
+    ) -> Result<Response<DeleteReceiptResponse>, Status> {
+        self.clone().remove_receipt(request.into_inner()).await.map(Response::new)
     }
 }

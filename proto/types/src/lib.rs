@@ -7,6 +7,8 @@
 
 pub mod attachment;
 pub mod caps;
+pub mod cohort;
+pub mod content;
 pub mod elements;
 pub mod error_code;
 pub mod ids;

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
+use crate::cohort::CohortPlan;
 use crate::{Instant, ResourceType};
 
 /// A FHIR logical id: 1 to 64 of `A-Z a-z 0-9 - .`.
@@ -215,6 +216,8 @@ pub struct ExportRequest {
     /// The FHIR base below which clients can fetch the content of attachments: relative URLs of attachments become
     /// absolute ones below it (FL-18). `None` where nobody serves them, and they stay as they are.
     pub attachment_base: Option<String>,
+    /// What the members follow from, where the Group is a cohort; the coordinator finds it out when the job is made.
+    pub cohort: Option<CohortPlan>,
 }
 
 impl ExportRequest {
@@ -235,6 +238,7 @@ impl ExportRequest {
             form: AnswerForm::default(),
             remarks: Vec::new(),
             attachment_base: None,
+            cohort: None,
         }
     }
 

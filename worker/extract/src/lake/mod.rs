@@ -42,6 +42,8 @@ mod tests_build;
 #[cfg(test)]
 mod tests_change;
 #[cfg(test)]
+mod tests_cohort;
+#[cfg(test)]
 mod tests_cut;
 #[cfg(test)]
 mod tests_increments;

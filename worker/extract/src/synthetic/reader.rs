@@ -14,7 +14,7 @@ use super::row::{RowWriter, Subject, id, parse_id};
 use super::{clinical, financial, member, standing};
 use crate::keylist::KeyList;
 use crate::piece::{Body, Piece, line_fingerprint};
-use crate::select::{Verdict, decide_compartment_row, in_window};
+use crate::select::{Verdict, decide_compartment_row, decide_for_each, in_window};
 use crate::shape::Shape;
 use crate::source::{Patients, RowReader, Scan, Select, SourceError, Window, supporting_key};
 
@@ -248,6 +248,10 @@ impl CompartmentReader {
         let patients = if head == owner { &both[1..] } else { &both[..] };
         let open = Window::default();
         let some_moment = flatbed_types::Instant::from_millis(0);
+        if self.patients == Patients::Each {
+            return decide_for_each(&self.select, &open, some_moment, &patient)
+                .map_err(|error| SourceError::io("reading a key list", &error));
+        }
         decide_compartment_row(&self.select, &open, some_moment, &patient, patients)
             .map_err(|error| SourceError::io("reading a key list", &error))
     }
