@@ -101,7 +101,7 @@ enum Step {
 pub(super) fn read_error(error: &io::Error) -> SourceError {
     if error.kind() == io::ErrorKind::InvalidData {
         return SourceError::failed(format!(
-            "the lake's index is damaged ({error}); remove its folder to have it built anew"
+            "the lake's index is damaged ({error}); it is built anew for the next export: start the export anew"
         ));
     }
     SourceError::io("the lake's index could not be read", error)
