@@ -40,6 +40,9 @@ use crate::store::MetaStore;
 /// How long an orderly stop waits for transactions in flight.
 const STOP_LIMIT: std::time::Duration = std::time::Duration::from_secs(8);
 
+/// How often answers to questions are looked through for old ones.
+const SWEEP_ANSWERS: std::time::Duration = std::time::Duration::from_secs(60);
+
 /// Tells the time: wall clock, for records and expiry only.
 pub type Clock = Arc<dyn Fn() -> Instant + Send + Sync>;
 
@@ -140,6 +143,21 @@ pub struct Status {
     pub questions_waiting: u64,
 }
 
+/// Sweeps answers to questions while there is anybody who works with this context. Every coordinator does it: there are
+/// few, and deleting one twice is harmless.
+async fn keep_swept(context: std::sync::Weak<driver::Context>) {
+    let mut beats = tokio::time::interval(SWEEP_ANSWERS);
+    loop {
+        beats.tick().await;
+        let Some(context) = context.upgrade().filter(|context| !context.is_leaving()) else { return };
+        match objects::sweep_answers(&context).await {
+            Ok(0) => {}
+            Ok(answers) => tracing::debug!(answers, "answers to questions swept"),
+            Err(error) => tracing::warn!(reason = %error.message, "answers to questions could not be swept"),
+        }
+    }
+}
+
 /// Asks a running coordinator how it stands.
 #[derive(Clone)]
 pub struct StatusHandle {
@@ -189,7 +207,9 @@ impl Coordinator {
         clock: Clock,
     ) -> Result<Coordinator, StartError> {
         let random: Random = Arc::new(|| getrandom::u64().ok());
-        Coordinator::start_with(store, objects, options, dial, (clock, random))
+        let coordinator = Coordinator::start_with(store, objects, options, dial, (clock, random))?;
+        tokio::spawn(keep_swept(Arc::downgrade(&coordinator.context)));
+        Ok(coordinator)
     }
 
     /// As `start`, with randomness given: a simulation's is seeded.

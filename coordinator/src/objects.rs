@@ -11,7 +11,7 @@ use flatbed_types::job::{JobError, JobRecord, ObjectPointer};
 use flatbed_types::layout::{self, attempt_of};
 use flatbed_types::manifest::Manifest;
 use flatbed_types::task::{CommitRecord, LaneSurvey, MergePlan, Plan};
-use flatbed_types::{AttemptId, Epoch, ErrorCode, Nonce};
+use flatbed_types::{AttemptId, Epoch, ErrorCode, Nonce, caps};
 use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
@@ -32,7 +32,27 @@ pub(crate) fn root_of(options: &CoordinatorOptions, record: &JobRecord) -> Strin
 fn storage_error(doing: &str, error: &object_store::Error) -> JobError {
     // The error's own text holds paths and addresses: for the log, not for clients.
     tracing::warn!(%error, "object store: {doing}");
-    JobError { code: ErrorCode::Unavailable, message: format!("the object store failed while {doing}") }
+    let code = if is_out_of_place(error) { ErrorCode::StorageFailed } else { ErrorCode::Unavailable };
+    JobError { code, message: format!("the object store failed while {doing}") }
+}
+
+/// Whether a store that is a folder is not the folder any more that it was: something else took its place, or took from
+/// it what was being written. Time does not mend that.
+fn is_out_of_place(error: &object_store::Error) -> bool {
+    use std::io::ErrorKind::{IsADirectory, NotADirectory, NotFound, PermissionDenied, ReadOnlyFilesystem};
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(found) = cause {
+        if let Some(io) = found.downcast_ref::<std::io::Error>()
+            && matches!(
+                io.kind(),
+                IsADirectory | NotADirectory | NotFound | PermissionDenied | ReadOnlyFilesystem
+            )
+        {
+            return true;
+        }
+        cause = found.source();
+    }
+    false
 }
 
 async fn read(context: &Context, pointer: &ObjectPointer, doing: &str) -> Result<Vec<u8>, JobError> {
@@ -257,6 +277,18 @@ pub(crate) async fn sweep(context: &Context, root: &str, orphans: Arc<Orphans>) 
         count += delete(context, doomed).await?;
     }
     Ok(count)
+}
+
+/// Deletes answers to questions that have rested for long enough; how many.
+pub(crate) async fn sweep_answers(context: &Context) -> Result<usize, JobError> {
+    let oldest = context.now().plus_millis(-(caps::ANSWER_MILLIS as i64)).millis();
+    let prefix = Path::from(layout::answers_root(&context.options.cluster));
+    let listed = context.objects.list(Some(&prefix));
+    let is_old = move |meta: &object_store::ObjectMeta| {
+        std::future::ready(meta.last_modified.timestamp_millis() < oldest)
+    };
+    let doomed = listed.try_filter(is_old).map_ok(|meta| meta.location).boxed();
+    delete(context, doomed).await
 }
 
 fn written_by_attempt(key: &str) -> Option<(AttemptId, Nonce)> {

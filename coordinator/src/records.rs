@@ -79,7 +79,9 @@ pub(crate) struct IdempotencyRecord {
 
 impl IdempotencyRecord {
     pub fn of(record: &JobRecord) -> IdempotencyRecord {
-        let request = prost::Message::encode_to_vec(&record.request.to_wire());
+        // What a cohort says meanwhile does not make it another request.
+        let asked = wire::ExportRequest { cohort: None, ..record.request.to_wire() };
+        let request = prost::Message::encode_to_vec(&asked);
         let request = xxhash_rust::xxh3::xxh3_128(&request);
         IdempotencyRecord { job: record.id, request, created: record.created }
     }
@@ -200,6 +202,9 @@ pub(crate) enum ClaimError {
     /// An object of the job cannot be read.
     #[error("an object of the job: {0}")]
     Object(String),
+    /// Claiming it panicked.
+    #[error("a defect of the coordinator")]
+    Defect,
 }
 
 /// A job that was claimed: at which revision, in which epoch, and its machine with all that is stored of it.

@@ -5,6 +5,11 @@
 //! id of its job); text of an error that was not written for clients (transport errors carry addresses) does not
 //! leave this module.
 
+mod cohorts;
+mod content;
+
+pub(crate) use cohorts::{Deletion, NewCohort};
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 

@@ -36,6 +36,12 @@ pub(crate) fn description(public_url: &str, capabilities: Capabilities) -> Value
         file(&[in_path("job", "The job"), in_path("page", "The page")]),
     );
     add("/fhir/export/{job}/file/{file}", file(&[in_path("job", "The job")]));
+    let binary = [in_path("job", "The job"), in_path("id", "The id of the Binary")];
+    add("/fhir/export/{job}/attachment/Binary/{id}/{mac}", attachment(&binary));
+    add(
+        "/fhir/export/{job}/attachment/Binary/{id}/_history/{version}/{mac}",
+        attachment(&[&binary[..], &[in_path("version", "The version of the Binary")]].concat()),
+    );
     json!({
         "openapi": "3.1.0",
         "info": {
@@ -206,6 +212,28 @@ fn file(above: &[Value]) -> Value {
                 "307": {
                     "description": "The file is at Location, without a token, for at most five minutes",
                     "headers": { "Location": { "schema": { "type": "string", "format": "uri" } } },
+                },
+                "default": { "$ref": "#/components/responses/Error" },
+            },
+        },
+    })
+}
+
+fn attachment(above: &[Value]) -> Value {
+    let mac =
+        "What makes the URL one that the job gave out: taken from Attachment.url in a file, never made up";
+    let named = [above, &[in_path("mac", mac)]].concat();
+    json!({
+        "parameters": named,
+        "get": {
+            "summary": "The content of an attachment, with the credentials of the files",
+            "parameters": [
+                header("Accept", "application/fhir+json gets the Binary as a resource, all else its content"),
+            ],
+            "responses": {
+                "200": {
+                    "description": "The content in the type of the Binary, as the source has it now",
+                    "content": { "*/*": {}, "application/fhir+json": { "schema": resource("Binary") } },
                 },
                 "default": { "$ref": "#/components/responses/Error" },
             },

@@ -204,6 +204,8 @@ impl Wire for ExportRequest {
             separate_status: self.form.separate_status,
             partial_manifests: self.form.partial_manifests,
             remarks: each_to_wire(&self.remarks),
+            attachment_base: self.attachment_base.clone().unwrap_or_default(),
+            cohort: self.cohort.as_ref().map(Wire::to_wire),
         }
     }
     fn from_wire(message: wire::ExportRequest) -> Result<Self, Malformed> {
@@ -243,6 +245,8 @@ impl Wire for ExportRequest {
             min_file_bytes: Some(message.min_file_bytes).filter(|bytes| *bytes > 0),
             max_file_bytes: Some(message.max_file_bytes).filter(|bytes| *bytes > 0),
             remarks: each(message.remarks)?,
+            attachment_base: Some(message.attachment_base).filter(|base| !base.is_empty()),
+            cohort: optional(message.cohort)?,
         })
     }
 }
@@ -312,6 +316,7 @@ mod tests {
             max_file_bytes in prop::option::of(1_u64..),
             form in form(),
             remarks in prop::collection::vec(remark(), 0..3),
+            attachment_base in prop::option::of("https://[a-z]{1,9}/fhir"),
         ) -> ExportRequest {
             ExportRequest {
                 level,
@@ -327,6 +332,8 @@ mod tests {
                 max_file_bytes,
                 form,
                 remarks,
+                attachment_base,
+                cohort: None,
             }
         }
     }

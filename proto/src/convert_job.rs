@@ -5,6 +5,7 @@ use flatbed_types::manifest::{Manifest, ManifestEntry, PageRecord};
 use flatbed_types::task::OutputKind;
 use flatbed_types::{Instant, JobId, Nonce};
 
+use crate::attachment::{secret_from_wire, secret_to_wire};
 use crate::convert::{
     Malformed, Wire, each, each_to_wire, error_code_from, error_code_number, optional, required, sha256_from,
     type_from, u128_bytes, u128_from,
@@ -81,6 +82,7 @@ impl Wire for JobRecord {
             error: self.error.as_ref().map(Wire::to_wire),
             swept: self.swept,
             pages: self.pages,
+            attachment_secret: secret_to_wire(self.attachment_secret.as_ref()),
         }
     }
     fn from_wire(message: wire::JobRecord) -> Result<Self, Malformed> {
@@ -107,6 +109,7 @@ impl Wire for JobRecord {
             error: optional(message.error)?,
             swept: message.swept,
             pages: message.pages,
+            attachment_secret: secret_from_wire(&message.attachment_secret)?,
         })
     }
 }

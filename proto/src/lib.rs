@@ -4,7 +4,10 @@
 //! Conversions to domain types check everything, so that code behind them works with valid values only.
 //! Generated code is private to [`wire`]; it knows nothing of what the messages mean.
 
+pub mod attachment;
 pub mod convert;
+pub mod convert_cohort;
+pub mod convert_content;
 pub mod convert_job;
 pub mod convert_task;
 pub mod frame;

@@ -152,11 +152,25 @@ impl Coordinators {
         F: Fn(Channel) -> Fut,
         Fut: Future<Output = Result<T, Status>>,
     {
+        self.call_for(limit, TRY, call).await
+    }
+
+    /// The same for calls that rightly take long: each coordinator has this much time to answer.
+    ///
+    /// # Errors
+    /// As [`Coordinators::call`].
+    pub async fn call_for<T, F, Fut>(&self, limit: Duration, patience: Duration, call: F) -> Result<T, Status>
+    where
+        F: Fn(Channel) -> Fut,
+        Fut: Future<Output = Result<T, Status>>,
+    {
+        // Where there is one only, it has all the time there is.
+        let patience = if self.inner.dial.is_some() { patience } else { limit };
         let all = async {
             let mut last = Status::unavailable("no coordinator is known");
             let mut broken = Vec::new();
             for address in self.in_order() {
-                match self.one_try(&address, limit, &call).await {
+                match self.one_try(&address, patience, &call).await {
                     Tried::Answered(answer) => return answer,
                     Tried::Elsewhere(status) => last = status,
                     Tried::Broken(status) => {
@@ -167,7 +181,7 @@ impl Coordinators {
             }
             // A connection whose other end is long gone looks alive until it is used; the next call makes a new one.
             for address in broken {
-                match self.one_try(&address, limit, &call).await {
+                match self.one_try(&address, patience, &call).await {
                     Tried::Answered(answer) => return answer,
                     Tried::Elsewhere(status) | Tried::Broken(status) => last = status,
                 }
@@ -178,7 +192,7 @@ impl Coordinators {
         tokio::time::timeout(limit, all).await.unwrap_or_else(late)
     }
 
-    async fn one_try<T, F, Fut>(&self, address: &str, limit: Duration, call: &F) -> Tried<T>
+    async fn one_try<T, F, Fut>(&self, address: &str, patience: Duration, call: &F) -> Tried<T>
     where
         F: Fn(Channel) -> Fut,
         Fut: Future<Output = Result<T, Status>>,
@@ -186,8 +200,6 @@ impl Coordinators {
         let Some(channel) = self.channel(address) else {
             return Tried::Elsewhere(Status::unavailable("a coordinator is not known any more"));
         };
-        // Where there is one only, it has all the time there is.
-        let patience = if self.inner.dial.is_some() { TRY } else { limit };
         match tokio::time::timeout(patience, call(channel)).await {
             Ok(Err(status)) if is_broken(&status) => Tried::Broken(match status.code() {
                 Code::Unknown | Code::Cancelled => Status::unavailable(status.message()),

@@ -15,6 +15,7 @@
 
 mod allot;
 mod commit;
+mod contents;
 mod deleted;
 mod extract;
 mod handback;
@@ -174,7 +175,27 @@ pub(crate) fn object_error(doing: &str, error: &object_store::Error) -> JobError
         | Error::InvalidPath { .. }
         | Error::UnknownConfigurationKey { .. }
         | Error::NotFound { .. } => ErrorCode::StorageFailed,
+        _ if is_out_of_place(error) => ErrorCode::StorageFailed,
         _ => ErrorCode::Unavailable,
     };
     JobError { code, message: format!("the object store failed while {doing}") }
+}
+
+/// Whether a store that is a folder is not the folder any more that it was: something else took its place, or took from
+/// it what was being written.
+fn is_out_of_place(error: &object_store::Error) -> bool {
+    use std::io::ErrorKind::{IsADirectory, NotADirectory, NotFound, PermissionDenied, ReadOnlyFilesystem};
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(found) = cause {
+        if let Some(io) = found.downcast_ref::<std::io::Error>()
+            && matches!(
+                io.kind(),
+                IsADirectory | NotADirectory | NotFound | PermissionDenied | ReadOnlyFilesystem
+            )
+        {
+            return true;
+        }
+        cause = found.source();
+    }
+    false
 }

@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use flatbed_extract::cohort::{self, Step, Workshop};
+use flatbed_extract::keylist::KeyListWriter;
 use flatbed_extract::source::{Progress, Window};
 use flatbed_extract::{KeyListBuilder, Snapshot, organise, outcome, roster};
 use flatbed_proto::convert::{Wire, each_to_wire, u128_bytes};
@@ -54,7 +56,10 @@ pub(crate) fn run(context: &Context, runtime: &Handle, running: &Running) -> Res
     let draft = wire::PlanDraft { lanes: each_to_wire(&lanes) }.encode_to_vec();
     let key = layout::draft_object(&grant.root, grant.attempt, Nonce(random_u64()?));
     let draft = upload::put(&context.objects, runtime, key, draft)?;
-    let roster = write_roster(context, runtime, grant, snapshot.as_ref())?;
+    let roster = write_roster(context, runtime, running, snapshot.as_ref())?;
+    if running.is_revoked() {
+        return Ok(End::Known);
+    }
     let pointer = roster.as_ref().map(|(pointer, _)| pointer);
     let Deleted { mut files, remarks } = deleted::write(context, runtime, grant, snapshot.as_ref(), pointer)?;
     files.extend(write_remarks(context, runtime, grant, snapshot.as_ref(), remarks)?);
@@ -101,9 +106,10 @@ pub(crate) fn complete(
 fn write_roster(
     context: &Context,
     runtime: &Handle,
-    grant: &Grant,
+    running: &Running,
     snapshot: &dyn Snapshot,
 ) -> Result<Option<(ObjectPointer, u64)>, JobError> {
+    let grant = &running.grant;
     let chosen = &grant.request.patients;
     let mut builder = KeyListBuilder::new(&context.options.scratch, context.options.sort_budget);
     let failed = |error: std::io::Error| io_error("sorting a roster", &error);
@@ -114,6 +120,9 @@ fn write_roster(
             for patient in chosen {
                 builder.push(patient.as_str().as_bytes()).map_err(failed)?;
             }
+        }
+        Level::Group(_) if grant.request.cohort.is_some() => {
+            return write_cohort(context, runtime, running, snapshot);
         }
         Level::Group(id) => {
             let found = roster::members(snapshot, id, snapshot.time(), &mut |patient| {
@@ -130,6 +139,45 @@ fn write_roster(
         }
     }
     let (mut file, len) = upload::list_file(builder, &context.options.scratch, "sorting a roster")?;
+    let key = layout::roster_object(&grant.root, grant.attempt, Nonce(random_u64()?));
+    Ok(Some((upload::put_file(&context.objects, runtime, key, &mut file)?, len)))
+}
+
+/// The roster of a Group that a client made by criteria: who it holds now, of those that the request names if it names
+/// any. Nothing where the attempt was revoked meanwhile.
+fn write_cohort(
+    context: &Context,
+    runtime: &Handle,
+    running: &Running,
+    snapshot: &dyn Snapshot,
+) -> Result<Option<(ObjectPointer, u64)>, JobError> {
+    let grant = &running.grant;
+    let Some(plan) = &grant.request.cohort else { return Ok(None) };
+    let options = &context.options;
+    let workshop =
+        Workshop { scratch: &options.scratch, budget: options.sort_budget, long_rows: &context.long_rows };
+    let found = cohort::members(snapshot, plan, &workshop, &mut |step| {
+        let Step { filter, filters, found } = step;
+        running.set_note(format!("finding members: filter {filter} of {filters}, {found} patients so far"));
+        !running.is_revoked()
+    });
+    let Some(members) = found.map_err(source_error)? else { return Ok(None) };
+    running.set_note(String::new());
+    let doing = "writing a roster";
+    let failed = |error: std::io::Error| io_error(doing, &error);
+    let file = tempfile::tempfile_in(&options.scratch).map_err(failed)?;
+    let mut writer = KeyListWriter::new(std::io::BufWriter::new(file));
+    let chosen = &grant.request.patients;
+    for key in members.iter() {
+        let key = key.map_err(failed)?;
+        let is_named =
+            || std::str::from_utf8(&key).is_ok_and(|id| id.parse().is_ok_and(|id| chosen.contains(&id)));
+        if chosen.is_empty() || is_named() {
+            writer.push(&key).map_err(failed)?;
+        }
+    }
+    let (out, len) = writer.finish().map_err(failed)?;
+    let mut file = out.into_inner().map_err(|error| failed(error.into_error()))?;
     let key = layout::roster_object(&grant.root, grant.attempt, Nonce(random_u64()?));
     Ok(Some((upload::put_file(&context.objects, runtime, key, &mut file)?, len)))
 }

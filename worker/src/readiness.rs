@@ -8,17 +8,20 @@ use std::time::Duration;
 use flatbed_extract::source::Progress;
 use flatbed_proto::convert::error_code_number;
 use flatbed_proto::wire::lease as wire;
-use flatbed_types::job::JobError;
-use flatbed_types::{ErrorCode, ResourceType};
+use flatbed_types::job::{JobError, ObjectPointer};
+use flatbed_types::{ErrorCode, ResourceType, caps};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use crate::contents::{self, Desk, Inquiry};
 use crate::{Context, internal, planning, source_error};
 
 /// How long to wait before a source that could not be prepared is tried again.
 const PREPARE_AGAIN: Duration = Duration::from_secs(30);
 /// Questions of kick-offs that are looked into at once; more wait.
 const QUESTIONS_AT_ONCE: usize = 2;
+/// Answers that are content and are written at once: each holds one part of an upload at most.
+const CONTENTS_AT_ONCE: usize = 2;
 
 /// How far the worker is with its source.
 pub(crate) struct Readiness {
@@ -27,6 +30,8 @@ pub(crate) struct Readiness {
     /// Why the last try to prepare it failed.
     failure: Mutex<Option<JobError>>,
     questions: Semaphore,
+    /// Apart from those of kick-offs, which are answered sooner.
+    contents: Semaphore,
 }
 
 impl Readiness {
@@ -36,6 +41,7 @@ impl Readiness {
             prepared: AtomicBool::new(false),
             failure: Mutex::default(),
             questions: Semaphore::new(QUESTIONS_AT_ONCE),
+            contents: Semaphore::new(CONTENTS_AT_ONCE),
         }
     }
 
@@ -95,6 +101,14 @@ impl Readiness {
             let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone();
             return failed(failure.unwrap_or(preparing));
         }
+        match Inquiry::of(&ask) {
+            Ok(Some(inquiry)) => {
+                let written = self.write_answer(context, inquiry).await;
+                return written.map_or_else(failed, |written| contents::told(ask.number, written));
+            }
+            Ok(None) => {}
+            Err(malformed) => return failed(internal(malformed)),
+        }
         // Never closed, so a permit always comes.
         let _permit = self.questions.acquire().await;
         let patients: Vec<_> = ask.patients.iter().filter_map(|id| id.parse().ok()).collect();
@@ -110,6 +124,24 @@ impl Readiness {
             Ok(Err(error)) => failed(error),
             Err(_) => failed(internal("the source could not be read")),
         }
+    }
+}
+
+impl Readiness {
+    /// Writes an answer that is content, when its turn comes while somebody still waits for it.
+    async fn write_answer(
+        &self,
+        context: &Context,
+        inquiry: Inquiry,
+    ) -> Result<(Option<ObjectPointer>, bool), JobError> {
+        let turn = tokio::time::timeout(Duration::from_millis(caps::ASK_MILLIS), self.contents.acquire());
+        let Ok(_permit) = turn.await else {
+            let message = "too many questions at once; try again".to_owned();
+            return Err(JobError { code: ErrorCode::Unavailable, message });
+        };
+        let desk = Desk::new(context);
+        let answered = tokio::task::spawn_blocking(move || desk.answer(&inquiry)).await;
+        answered.unwrap_or_else(|_| Err(internal("the source could not be read")))
     }
 }
 

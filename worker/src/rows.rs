@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use flatbed_extract::organise::Organised;
-use flatbed_extract::shape::Shape;
+use flatbed_extract::shape::{Locate, Shape};
 use flatbed_extract::source::{Patients, RowReader, Window};
 use flatbed_extract::{Scan, Select, Snapshot};
+use flatbed_proto::attachment::AttachmentUrls;
 use flatbed_types::job::JobError;
 use flatbed_types::{Codec, KeyRange, Lane, Position, ResourceType, Section, caps};
 use tokio::runtime::Handle;
@@ -32,7 +33,10 @@ impl Rows {
             0 => Window { since: request.since, until: request.until },
             _ => Window::default(),
         };
-        let shape = |of: ResourceType| Shape::of(request, of, &context.long_rows).map_err(internal);
+        let locate = locate(grant);
+        let shape = |of: ResourceType| {
+            Shape::with_attachments(request, of, &context.long_rows, locate.as_ref()).map_err(internal)
+        };
         if lane.section == Section::Organised {
             let types = snapshot.types().into_iter().filter(|of| request.wants_type(*of));
             let types = types.map(|of| Ok((of, shape(of)?))).collect::<Result<Vec<_>, JobError>>()?;
@@ -45,7 +49,7 @@ impl Rows {
             select,
             window,
             references: request.follows_references(),
-            deflated: grant.codec == Codec::Gzip && shape.is_none(),
+            deflated: grant.codec == Codec::Gzip,
             shape,
             patients: Patients::Together,
             most: most(grant),
@@ -77,6 +81,13 @@ impl Rows {
             Rows::Organised(organised) => organised.middle(range),
         }
     }
+}
+
+/// Where clients of the job fetch the content of attachments, if anybody serves it to them (FL-18).
+fn locate(grant: &Grant) -> Option<Arc<Locate>> {
+    let (base, secret) = (grant.request.attachment_base.as_ref()?, grant.attachment_secret.as_ref()?);
+    let urls = AttachmentUrls::new(base, grant.job, secret);
+    Some(Arc::new(move |reference| urls.url(reference)))
 }
 
 /// Most bytes of a piece of several rows: what a file may have, where that is less.

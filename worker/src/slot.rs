@@ -5,9 +5,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use flatbed_extract::KeyList;
 use flatbed_proto::Malformed;
+use flatbed_proto::attachment::secret_from_wire;
 use flatbed_proto::convert::{Wire, each, optional, required, u128_from};
 use flatbed_proto::convert_task::kind_from_wire;
 use flatbed_proto::wire::lease as wire;
+use flatbed_types::attachment::AttachmentSecret;
 use flatbed_types::job::{JobError, ObjectPointer, SourcePin, Volume};
 use flatbed_types::layout::Writer;
 use flatbed_types::task::{MergeInput, TaskKind};
@@ -45,6 +47,7 @@ pub(crate) struct Grant {
     pub file_bytes: u64,
     pub seal_bytes: u64,
     pub seal_ms: u64,
+    pub attachment_secret: Option<AttachmentSecret>,
 }
 
 impl Grant {
@@ -71,6 +74,7 @@ impl Grant {
             file_bytes: output.file_bytes,
             seal_bytes: output.seal_bytes,
             seal_ms: output.seal_ms,
+            attachment_secret: secret_from_wire(&message.attachment_secret)?,
         })
     }
 

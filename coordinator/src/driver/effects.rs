@@ -4,11 +4,13 @@ use flatbed_coordinator_core::cluster;
 use flatbed_coordinator_core::job::{GrantSpec, Holder, Input, Job, Output};
 use flatbed_coordinator_core::page::Crowd;
 use flatbed_coordinator_core::schedule::Ended;
+use flatbed_proto::attachment::secret_to_wire;
 use flatbed_proto::convert::{Wire, each_to_wire, u128_bytes};
 use flatbed_proto::convert_task::kind_to_wire;
 use flatbed_proto::wire::lease as lease_wire;
 use flatbed_types::JobId;
 use flatbed_types::job::JobState;
+use flatbed_types::task::TaskKind;
 
 use super::io::ObjectWork;
 use super::{Driver, Reported, workers};
@@ -124,6 +126,11 @@ fn grant_message(driver: &Driver, job: &Job, holder: &Holder, spec: GrantSpec) -
     let seal_bytes = seal_bytes.max(request.least_file_bytes().min(LARGEST_SEAL));
     let seal_bytes = seal_bytes.min(request.max_file_bytes.unwrap_or(u64::MAX));
     let (kind, lane) = kind_to_wire(&spec.kind);
+    let mut asked = request.to_wire();
+    if spec.kind != TaskKind::Plan {
+        // Members are in the roster by then; their rules may be long.
+        asked.cohort = None;
+    }
     let keys = spec.round.checked_sub(1).and_then(|index| record.key_lists.get(index as usize));
     lease_wire::Grant {
         session: u128_bytes(holder.session.0),
@@ -134,7 +141,7 @@ fn grant_message(driver: &Driver, job: &Job, holder: &Holder, spec: GrantSpec) -
         kind,
         lane,
         range: Some(spec.range.to_wire()),
-        request: Some(record.request.to_wire()),
+        request: Some(asked),
         round: spec.round,
         transaction_time: record.transaction_time.map(flatbed_types::Instant::nanos),
         pin: record.pin.as_ref().map(Wire::to_wire),
@@ -153,6 +160,7 @@ fn grant_message(driver: &Driver, job: &Job, holder: &Holder, spec: GrantSpec) -
             seal_bytes,
             seal_ms,
         }),
+        attachment_secret: secret_to_wire(record.attachment_secret.as_ref()),
     }
 }
 

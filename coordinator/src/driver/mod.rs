@@ -27,10 +27,12 @@ use std::time::Duration;
 use flatbed_coordinator_core::cluster::{self, Cluster};
 use flatbed_coordinator_core::job::{CommitAnswer, Input, Job, Output, ReplyId, TaskResult};
 use flatbed_coordinator_core::schedule::{Ended, Scheduler};
+use flatbed_proto::convert::Wire;
 use flatbed_proto::reach::{Coordinators, Dial};
 use flatbed_proto::wire::{job as job_wire, lease as lease_wire};
+use flatbed_types::content::ContentQuestion;
 use flatbed_types::job::{JobError, StopKind};
-use flatbed_types::layout::MetaKeys;
+use flatbed_types::layout::{self, MetaKeys};
 use flatbed_types::task::CommitRecord;
 use flatbed_types::{
     AttemptId, CoordinatorId, Epoch, ErrorCode, ExportRequest, FhirId, Instant, JobId, Position, SessionId,
@@ -149,11 +151,44 @@ impl Question {
     /// What must be known before this request becomes a job, if anything.
     pub fn of(request: &ExportRequest) -> Option<Question> {
         let group = match &request.level {
+            // Who is in a cohort is found out by the plan task: only whether its patients exist can be asked.
+            flatbed_types::Level::Group(_) if request.cohort.is_some() => None,
             flatbed_types::Level::Group(id) => Some(id.clone()),
             flatbed_types::Level::System | flatbed_types::Level::Patient => None,
         };
         let patients: Vec<FhirId> = request.patients.iter().cloned().collect();
         (group.is_some() || !patients.is_empty()).then_some(Question { group, patients })
+    }
+}
+
+/// What a worker is asked.
+#[derive(Clone)]
+pub(crate) enum Inquiry {
+    /// By a kick-off.
+    KickOff(Question),
+    /// For content, which the worker writes as an object.
+    Content(ContentQuestion),
+}
+
+impl Inquiry {
+    /// As it travels.
+    fn to_wire(&self, number: u64, cluster: &str) -> lease_wire::Ask {
+        let ask = lease_wire::Ask { number, ..lease_wire::Ask::default() };
+        match self {
+            Inquiry::KickOff(question) => lease_wire::Ask {
+                group: question.group.as_ref().map(ToString::to_string).unwrap_or_default(),
+                patients: question.patients.iter().map(ToString::to_string).collect(),
+                ..ask
+            },
+            Inquiry::Content(ContentQuestion::Read(read)) => {
+                lease_wire::Ask { read: Some(read.to_wire()), answers: layout::answers_root(cluster), ..ask }
+            }
+            Inquiry::Content(ContentQuestion::SearchGroups(search)) => lease_wire::Ask {
+                search: Some(search.to_wire()),
+                answers: layout::answers_root(cluster),
+                ..ask
+            },
+        }
     }
 }
 
@@ -191,7 +226,7 @@ pub(crate) enum Event {
     Peers(oneshot::Sender<Vec<String>>),
     Source(oneshot::Sender<job_wire::GetSourceResponse>),
     Status(oneshot::Sender<Status>),
-    Ask(Question, Answer<lease_wire::Answer>),
+    Ask(Inquiry, Answer<lease_wire::Answer>),
     Hello(Greeting<CoordinatorSender>),
     Heartbeat(SessionId, lease_wire::Heartbeat),
     Failed {
@@ -262,7 +297,7 @@ pub(crate) struct Driver {
     next_reply: ReplyId,
     questions: BTreeMap<u64, Answer<lease_wire::Answer>>,
     /// Questions that no worker was there to be asked.
-    unasked: Vec<(Question, Answer<lease_wire::Answer>)>,
+    unasked: Vec<(Inquiry, Answer<lease_wire::Answer>)>,
     next_question: u64,
     /// Transactions in flight, for an orderly end.
     proposing: usize,
@@ -472,7 +507,7 @@ impl Driver {
         effects::perform(self, id, output);
     }
 
-    fn ask(&mut self, question: Question, answer: Answer<lease_wire::Answer>) {
+    fn ask(&mut self, question: Inquiry, answer: Answer<lease_wire::Answer>) {
         self.questions.retain(|_, asker| !asker.is_closed());
         self.unasked.retain(|(_, asker)| !asker.is_closed());
         let prepared = self.sessions.connected().find(|(_, session)| session.prepared);
@@ -483,11 +518,7 @@ impl Driver {
             return;
         };
         self.next_question += 1;
-        let ask = lease_wire::Ask {
-            number: self.next_question,
-            group: question.group.map(|id| id.to_string()).unwrap_or_default(),
-            patients: question.patients.iter().map(ToString::to_string).collect(),
-        };
+        let ask = question.to_wire(self.next_question, &self.options.cluster);
         self.questions.insert(self.next_question, answer);
         self.send(session, lease_wire::coordinator_message::Message::Ask(ask));
     }

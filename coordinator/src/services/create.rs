@@ -6,12 +6,13 @@ use std::time::Duration;
 use flatbed_proto::convert::{error_code_from, u128_bytes};
 use flatbed_proto::status::to_status;
 use flatbed_proto::wire::job::CreateJobResponse;
+use flatbed_proto::wire::lease as lease_wire;
 use flatbed_types::job::JobRecord;
 use flatbed_types::{ClientId, ErrorCode, ExportRequest, JobId, caps};
 use tonic::Status;
 
 use super::{Services, error_status, finish, malformed, store_status};
-use crate::driver::{Event, Question};
+use crate::driver::{Event, Inquiry, Question};
 use crate::records;
 use crate::store::{Compare, Outcome, Transaction, Write};
 
@@ -28,16 +29,7 @@ impl Services {
     /// Asks a worker whether what the request names exists (`decisions.md` 7).
     async fn check_source(&self, request: &ExportRequest) -> Result<(), Status> {
         let Some(question) = Question::of(request) else { return Ok(()) };
-        let asked = self.call(|answer| Event::Ask(question.clone(), answer));
-        let Ok(answer) = tokio::time::timeout(Duration::from_millis(caps::ASK_MILLIS), asked).await else {
-            let message =
-                "no worker could look into the source in time; it may still be preparing. Try again";
-            return Err(to_status(ErrorCode::Unavailable, message));
-        };
-        let answer = answer?.map_err(error_status)?;
-        if !answer.error.is_empty() {
-            return Err(to_status(error_code_from(answer.error_code), answer.error));
-        }
+        let answer = self.inquire(Inquiry::KickOff(question.clone())).await?;
         if let (Some(group), false) = (&question.group, answer.group_found) {
             return Err(to_status(ErrorCode::NotFound, format!("there is no Group/{group}")));
         }
@@ -52,6 +44,21 @@ impl Services {
         Ok(())
     }
 
+    /// Asks a worker, and waits for its answer as long as a client may be kept waiting.
+    pub(super) async fn inquire(&self, inquiry: Inquiry) -> Result<lease_wire::Answer, Status> {
+        let asked = self.call(|answer| Event::Ask(inquiry, answer));
+        let Ok(answer) = tokio::time::timeout(Duration::from_millis(caps::ASK_MILLIS), asked).await else {
+            let message =
+                "no worker could look into the source in time; it may still be preparing. Try again";
+            return Err(to_status(ErrorCode::Unavailable, message));
+        };
+        let answer = answer?.map_err(error_status)?;
+        if answer.error.is_empty() {
+            return Ok(answer);
+        }
+        Err(to_status(error_code_from(answer.error_code), answer.error))
+    }
+
     /// Creates the job, if the source has what it names. Runs to its end even if whoever asked has gone.
     pub(super) async fn create(
         self,
@@ -64,6 +71,8 @@ impl Services {
             if known.is_some_and(|(_, known)| known.record.client == record.client) {
                 return Ok(CreateJobResponse { job: u128_bytes(record.id.0), repeated_job: false });
             }
+            let mut record = record;
+            record.request.cohort = self.cohort_plan(&record).await?;
             self.check_source(&record.request).await?;
             if idempotency_key.is_empty() {
                 return self.create_new(&record, None).await;

@@ -3,8 +3,12 @@
 //!
 //! - `create`: kick-offs: the question to the source, the client's cap, idempotency keys.
 //! - `lookup`: any coordinator answers for any job: from its own machines, from the owner, or from the store.
+//! - `content`: questions whose answer a worker writes as an object.
+//! - `cohorts`: Groups that clients made, and what became of their asynchronous requests: kept in the store.
 //! - `control`: the workers' side.
 
+mod cohorts;
+mod content;
 mod control;
 mod create;
 mod lookup;
@@ -21,7 +25,14 @@ use flatbed_proto::wire::job::{
     CreateJobRequest, CreateJobResponse, GetJobRequest, GetJobResponse, GetPageRequest, GetPageResponse,
     GetSourceRequest, GetSourceResponse, ListJobsRequest, ListJobsResponse, StopJobRequest, StopJobResponse,
 };
+use flatbed_proto::wire::job::{
+    DeleteCohortRequest, DeleteCohortResponse, DeleteReceiptRequest, DeleteReceiptResponse, GetCohortRequest,
+    GetCohortResponse, GetReceiptRequest, GetReceiptResponse, ListCohortsRequest, ListCohortsResponse,
+    PutCohortRequest, PutCohortResponse, PutReceiptRequest, PutReceiptResponse, ReadResourceRequest,
+    ReadResourceResponse, SearchGroupsRequest, SearchGroupsResponse,
+};
 use flatbed_proto::wire::lease::control_server::ControlServer;
+use flatbed_types::attachment::{AttachmentSecret, SECRET_BYTES};
 use flatbed_types::job::{JobError, JobRecord};
 use flatbed_types::{ClientId, ErrorCode, ExportRequest, JobId, caps};
 use tokio::sync::oneshot;
@@ -118,6 +129,12 @@ fn random_id() -> Result<u128, Status> {
     Ok(u128::from_be_bytes(bytes))
 }
 
+fn random_secret() -> Result<AttachmentSecret, Status> {
+    let mut bytes = [0_u8; SECRET_BYTES];
+    getrandom::fill(&mut bytes).map_err(|_| to_status(ErrorCode::Internal, "no randomness"))?;
+    Ok(AttachmentSecret::new(bytes))
+}
+
 /// The store could not be asked.
 fn store_status(error: impl std::fmt::Display) -> Status {
     tracing::warn!(%error, "the state store cannot be read");
@@ -136,6 +153,9 @@ impl Jobs for Services {
         let id = if message.job.is_empty() { JobId(random_id()?) } else { job_id(&message.job)? };
         let mut record = JobRecord::new(id, client, request, self.context.options.codec, self.context.now());
         record.request_url = message.request_url;
+        if record.request.attachment_base.is_some() {
+            record.attachment_secret = Some(random_secret()?);
+        }
         self.clone().create(record, message.idempotency_key).await.map(Response::new)
     }
 
@@ -151,7 +171,9 @@ impl Jobs for Services {
     ) -> Result<Response<ListJobsResponse>, Status> {
         let message = request.into_inner();
         let limit = if message.limit == 0 { LIST_LIMIT } else { message.limit as usize };
-        let jobs = self.list(limit, message.local_only).await?;
+        let mut jobs = self.list(limit, message.local_only).await?;
+        // Of many jobs at once nobody needs the secrets: a gateway asks for the one that a URL names.
+        jobs.iter_mut().filter_map(|job| job.record.as_mut()).for_each(|job| job.attachment_secret.clear());
         Ok(Response::new(ListJobsResponse { jobs }))
     }
 
@@ -167,5 +189,68 @@ impl Jobs for Services {
 
     async fn get_source(&self, _: Request<GetSourceRequest>) -> Result<Response<GetSourceResponse>, Status> {
         self.call(Event::Source).await.map(Response::new)
+    }
+
+    async fn read_resource(
+        &self,
+        request: Request<ReadResourceRequest>,
+    ) -> Result<Response<ReadResourceResponse>, Status> {
+        self.content(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn search_groups(
+        &self,
+        request: Request<SearchGroupsRequest>,
+    ) -> Result<Response<SearchGroupsResponse>, Status> {
+        self.groups(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn put_cohort(
+        &self,
+        request: Request<PutCohortRequest>,
+    ) -> Result<Response<PutCohortResponse>, Status> {
+        self.clone().store_cohort(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn get_cohort(
+        &self,
+        request: Request<GetCohortRequest>,
+    ) -> Result<Response<GetCohortResponse>, Status> {
+        self.cohort(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn list_cohorts(
+        &self,
+        request: Request<ListCohortsRequest>,
+    ) -> Result<Response<ListCohortsResponse>, Status> {
+        self.cohorts(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn delete_cohort(
+        &self,
+        request: Request<DeleteCohortRequest>,
+    ) -> Result<Response<DeleteCohortResponse>, Status> {
+        self.clone().remove_cohort(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn put_receipt(
+        &self,
+        request: Request<PutReceiptRequest>,
+    ) -> Result<Response<PutReceiptResponse>, Status> {
+        self.clone().store_receipt(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn get_receipt(
+        &self,
+        request: Request<GetReceiptRequest>,
+    ) -> Result<Response<GetReceiptResponse>, Status> {
+        self.receipt(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn delete_receipt(
+        &self,
+        request: Request<DeleteReceiptRequest>,
+    ) -> Result<Response<DeleteReceiptResponse>, Status> {
+        self.clone().remove_receipt(request.into_inner()).await.map(Response::new)
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use flatbed_types::Codec;
+use flatbed_types::job::ObjectPointer;
 use flatbed_types::manifest::ManifestEntry;
 use futures::stream::{BoxStream, StreamExt};
 use object_store::path::Path;
@@ -53,6 +54,16 @@ impl Objects {
             Ok(bytes.freeze())
         };
         tokio::time::timeout(ANSWER, read).await.unwrap_or(Err(ReadError::Unavailable))
+    }
+
+    /// The bytes of an object that a pointer names, or a part of them. Read as the reader takes them.
+    pub async fn object(
+        &self,
+        pointer: &ObjectPointer,
+        part: Option<Range<u64>>,
+    ) -> Result<BoxStream<'static, io::Result<Bytes>>, ReadError> {
+        let opened = self.open(&pointer.key, pointer.size, part);
+        tokio::time::timeout(ANSWER, opened).await.unwrap_or(Err(ReadError::Unavailable))
     }
 
     /// The bytes of a file as they rest, or a part of them. Read as the reader takes them.

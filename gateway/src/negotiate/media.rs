@@ -52,6 +52,40 @@ fn accepts(headers: &HeaderMap, names: &[&str]) -> Acceptance {
     if allowed { Acceptance::Acceptable } else { Acceptance::Excluded }
 }
 
+/// A form in which a Binary is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BinaryForm {
+    /// Its content, in its own type.
+    Content,
+    /// The resource in JSON.
+    Resource,
+}
+
+/// In which form `Accept` wants a Binary of this type: its content, unless the client prefers FHIR (the rule of R4 for
+/// reading a Binary). `None` where it takes neither.
+pub fn binary_form(headers: &HeaderMap, content_type: &str) -> Option<BinaryForm> {
+    let ranges = list_elements(headers, header::ACCEPT).unwrap_or_default();
+    if ranges.is_empty() {
+        return Some(BinaryForm::Content);
+    }
+    // How much it is wanted, and how precisely it is named.
+    let wish = |name: &str| {
+        let covering = ranges.iter().filter_map(|range| {
+            let (pattern, parameters) = with_parameters(range);
+            let specific = specificity(pattern, name)?;
+            serves_version(&parameters).then(|| (specific, weight(&parameters)))
+        });
+        covering.max().map_or((0, 0), |(specific, weight)| (weight, specific))
+    };
+    let name = content_type.split(';').next().unwrap_or_default().trim();
+    let (content, resource) = (wish(name), wish(FHIR_JSON).max(wish(JSON)));
+    match (content, resource) {
+        (_, (weight, _)) if weight > 0 && resource > content => Some(BinaryForm::Resource),
+        ((weight, _), _) if weight > 0 => Some(BinaryForm::Content),
+        _ => None,
+    }
+}
+
 fn specificity(pattern: &str, name: &str) -> Option<u8> {
     if pattern.eq_ignore_ascii_case(name) {
         return Some(2);
@@ -112,6 +146,32 @@ mod tests {
 
     fn with_accept(value: &str) -> HeaderMap {
         HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_str(value).unwrap())])
+    }
+
+    #[test]
+    fn fl_18_a_binary_is_its_content_unless_fhir_is_wanted() {
+        use BinaryForm::{Content, Resource};
+        let form = |accept: &str, kind: &str| binary_form(&with_accept(accept), kind);
+        assert_eq!(binary_form(&HeaderMap::new(), "text/plain"), Some(Content));
+        for (accept, expected) in [
+            ("", Some(Content)),
+            ("*/*", Some(Content)),
+            ("text/plain", Some(Content)),
+            ("text/*, application/pdf", Some(Content)),
+            ("application/fhir+json", Some(Resource)),
+            ("application/json", Some(Resource)),
+            ("application/fhir+json, */*", Some(Resource)),
+            ("application/fhir+json, */*;q=0.1", Some(Resource)),
+            ("application/fhir+json;q=0.1, */*", Some(Content)),
+            ("text/plain, application/fhir+json", Some(Content)),
+            ("application/fhir+json;q=0, */*;q=0.5", Some(Content)),
+            ("image/png", None),
+            ("text/plain;q=0", None),
+        ] {
+            assert_eq!(form(accept, "text/plain; charset=utf-8"), expected, "{accept}");
+        }
+        assert_eq!(form("application/json", "application/json"), Some(Content));
+        assert_eq!(form("application/fhir+json", "application/json"), Some(Resource));
     }
 
     #[test]

@@ -54,7 +54,8 @@ pub(super) async fn file_of_page(
     answer(&app, &view, &loaded, &file, Asked { method, headers }).await
 }
 
-async fn readable(app: &Shared, job: &str, method: &Method) -> Result<JobView, Refusal> {
+/// The job whose files are asked for, if they may be read.
+pub(super) async fn readable(app: &Shared, job: &str, method: &Method) -> Result<JobView, Refusal> {
     if *method != Method::GET && *method != Method::HEAD {
         return Err(Refusal::method("GET, HEAD"));
     }

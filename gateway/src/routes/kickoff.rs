@@ -116,12 +116,14 @@ async fn kick_off(app: &Shared, operation: Operation, request: Request) -> Resul
     };
     let input = if is_post { Input::Post(&body, &query) } else { Input::Get(&query) };
     let facts = HeaderFacts { acceptance, preferences, lenient_headers: app.options.lenient_headers };
-    let request = match (check_headers(facts), parse(input, &context)) {
+    let mut request = match (check_headers(facts), parse(input, &context)) {
         (missing, Ok(request)) if missing.is_empty() => request,
         (missing, outcome) => {
             return Err(refused(missing.into_iter().chain(outcome.err().unwrap_or_default()).collect()));
         }
     };
+    // Clients fetch attachments here, with the credentials of the files (FL-18, FL-19).
+    request.attachment_base = Some(app.base.clone());
     app.guard(Action::KickOff(&request))?;
 
     let (job, repeated) = start(app, &request, &request_url, idempotency_key).await?;

@@ -3,6 +3,7 @@
 //! Handlers take every method and name the ones they answer, so that HEAD never runs a kick-off (KO-35) and
 //! each 405 carries `Allow` and an OperationOutcome.
 
+mod attachments;
 mod files;
 mod home;
 mod kickoff;
@@ -141,6 +142,8 @@ fn table() -> Vec<(&'static str, MethodRouter<App>)> {
         ("/fhir/export/{job}/manifest/{page}", any(status::page)),
         ("/fhir/export/{job}/manifest/{page}/file/{file}", any(files::file_of_page)),
         ("/fhir/export/{job}/file/{file}", any(files::file)),
+        ("/fhir/export/{job}/attachment/Binary/{id}/{mac}", any(attachments::newest)),
+        ("/fhir/export/{job}/attachment/Binary/{id}/_history/{version}/{mac}", any(attachments::version)),
     ]
 }
 

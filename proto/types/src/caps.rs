@@ -134,3 +134,36 @@ pub const MAX_PAGE_FILES: usize = 10_000;
 /// A page waits until it brings at least one part in so many of what there is: pages are then some hundred even of a job
 /// that takes months, since their number grows with its logarithm from here on.
 pub const PAGE_GROWTH: u64 = 32;
+
+/// Groups in the answer to one question of a search: a count of more is not worth a client's patience.
+pub const MAX_GROUPS_ASKED: u32 = 10_000;
+
+/// How long a worker's answer rests as an object before it is swept: readers have begun long before.
+pub const ANSWER_MILLIS: u64 = 10 * 60_000;
+
+/// Bytes of the definition of a cohort: some thousand members, and far below what the state store takes at once.
+pub const MAX_COHORT_BYTES: usize = 256 << 10;
+
+/// Filters of one cohort: each may cost a pass over a lane.
+pub const MAX_COHORT_FILTERS: usize = 20;
+
+/// Cohorts of one client.
+pub const MAX_COHORTS: usize = 200;
+
+/// Cohorts that the members of one cohort follow from, itself among them.
+pub const MAX_COHORTS_NESTED: usize = 32;
+
+/// Bytes of the rules that travel with an export of a cohort: they rest in its record.
+pub const MAX_COHORT_PLAN_BYTES: usize = 256 << 10;
+
+/// Bytes of cohorts in one message of a list.
+pub const MAX_COHORT_LIST_BYTES: usize = 8 << 20;
+
+/// Bytes of what answers the poll of an asynchronous request: an outcome has at most a hundred issues.
+pub const MAX_RECEIPT_BYTES: usize = 128 << 10;
+
+/// Answers of asynchronous requests that are kept for one client.
+pub const MAX_RECEIPTS: usize = 100;
+
+/// How long they are kept.
+pub const RECEIPT_MILLIS: u64 = 24 * 3_600_000;

@@ -1,5 +1,6 @@
 //! The job record: what outlives every process.
 
+use crate::attachment::AttachmentSecret;
 use crate::{ClientId, Codec, ErrorCode, ExportRequest, Instant, JobId};
 
 /// Where a job stands. `coordination.md` section 6 has the diagram.
@@ -161,6 +162,8 @@ pub struct JobRecord {
     /// Whether, after `Gone`, everything was deleted once more when no worker could still be writing: nothing is
     /// left to do then.
     pub swept: bool,
+    /// Under which URLs of attachments are given out, where the request asks for such.
+    pub attachment_secret: Option<AttachmentSecret>,
 }
 
 impl JobRecord {
@@ -195,6 +198,7 @@ impl JobRecord {
             expires: None,
             error: None,
             swept: false,
+            attachment_secret: None,
         }
     }
 }

@@ -16,6 +16,9 @@
 //! | `q/<client>` | ticket: changes with every job admitted for the client | any coordinator |
 //! | `q/<client>/<job>` | marker of an unfinished job of the client | any coordinator; its owner removes it |
 //! | `i/<client>/<key hash>` | job of an idempotency key | any coordinator |
+//! | `h/<client>/n/<id>` | marker of a cohort of the client | any coordinator |
+//! | `h/<client>/d/<id>` | the cohort | any coordinator |
+//! | `h/<client>/r/<id>` | what became of an asynchronous request of the client | any coordinator |
 //!
 //! Objects, below the output root and `<cluster>/<tenant>/<job>/`:
 //!
@@ -32,9 +35,12 @@
 //! | `ledger/<n>-<sha256>.pb` | folded commits |
 //! | `manifest/<sha256>.pb` | the manifest |
 //! | `page/<n>-<sha256>.pb` | a page of it |
+//!
+//! Beside the jobs, below `<cluster>/answers/`: `<nonce>`, the answer to a question whose answer is content; swept some
+//! minutes later.
 
 use crate::task::{CommitRecord, OutputKind, OutputObject};
-use crate::{AttemptId, ClientId, Codec, CoordinatorId, JobId, Nonce, TaskId};
+use crate::{AttemptId, ClientId, Codec, CoordinatorId, FhirId, JobId, Nonce, TaskId};
 
 /// Version of the stored format; a newer one is never touched by older code.
 pub const FORMAT: u32 = 1;
@@ -160,6 +166,31 @@ impl MetaKeys {
         format!("{}i/", self.prefix).into_bytes()
     }
 
+    /// The marker of a cohort: what is counted and listed without its definition.
+    pub fn cohort_marker(&self, client: &ClientId, id: &FhirId) -> Vec<u8> {
+        format!("{}h/{client}/n/{id}", self.prefix).into_bytes()
+    }
+
+    /// What the markers of a client's cohorts start with.
+    pub fn cohort_markers(&self, client: &ClientId) -> Vec<u8> {
+        format!("{}h/{client}/n/", self.prefix).into_bytes()
+    }
+
+    /// A cohort of a client.
+    pub fn cohort(&self, client: &ClientId, id: &FhirId) -> Vec<u8> {
+        format!("{}h/{client}/d/{id}", self.prefix).into_bytes()
+    }
+
+    /// What became of an asynchronous request of a client.
+    pub fn receipt(&self, client: &ClientId, id: u128) -> Vec<u8> {
+        format!("{}h/{client}/r/{id:032x}", self.prefix).into_bytes()
+    }
+
+    /// What all receipts of a client start with.
+    pub fn receipts(&self, client: &ClientId) -> Vec<u8> {
+        format!("{}h/{client}/r/", self.prefix).into_bytes()
+    }
+
     /// The job of an idempotency key, by its hash.
     pub fn idempotency(&self, client: &ClientId, key_hash: u128) -> Vec<u8> {
         format!("{}i/{client}/{key_hash:032x}", self.prefix).into_bytes()
@@ -175,6 +206,16 @@ pub fn trailing_hex(key: &[u8]) -> Option<u128> {
 /// What all objects of a job start with, without a `/` at the end. `tenant` is the client's hashed name.
 pub fn job_root(cluster: &str, tenant: &str, job: JobId) -> String {
     format!("{cluster}/{tenant}/{job}")
+}
+
+/// What all answers to questions about content start with, without a `/` at the end. Folders of clients begin with `t`.
+pub fn answers_root(cluster: &str) -> String {
+    format!("{cluster}/answers")
+}
+
+/// The key of an answer below `answers_root`.
+pub fn answer_object(answers: &str, nonce: Nonce) -> String {
+    format!("{answers}/{nonce}")
 }
 
 /// The name that tells clients' folders apart without showing who they are.

@@ -5,7 +5,10 @@
 //! generated code. It does not know how records are encoded (`flatbed-proto` does) nor who may change them
 //! (`flatbed-coordinator-core` does).
 
+pub mod attachment;
 pub mod caps;
+pub mod cohort;
+pub mod content;
 pub mod elements;
 pub mod error_code;
 pub mod ids;

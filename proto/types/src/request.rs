@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
+use crate::cohort::CohortPlan;
 use crate::{Instant, ResourceType};
 
 /// A FHIR logical id: 1 to 64 of `A-Z a-z 0-9 - .`.
@@ -212,6 +213,11 @@ pub struct ExportRequest {
     pub form: AnswerForm,
     /// What was ignored of what the client sent.
     pub remarks: Vec<Remark>,
+    /// The FHIR base below which clients can fetch the content of attachments: relative URLs of attachments become
+    /// absolute ones below it (FL-18). `None` where nobody serves them, and they stay as they are.
+    pub attachment_base: Option<String>,
+    /// What the members follow from, where the Group is a cohort; the coordinator finds it out when the job is made.
+    pub cohort: Option<CohortPlan>,
 }
 
 impl ExportRequest {
@@ -231,6 +237,8 @@ impl ExportRequest {
             max_file_bytes: None,
             form: AnswerForm::default(),
             remarks: Vec::new(),
+            attachment_base: None,
+            cohort: None,
         }
     }
 

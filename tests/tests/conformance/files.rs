@@ -30,6 +30,8 @@ checks! {
         fl_15_binaries_of_patients_are_no_lines,
         fl_16_binaries_at_the_system_level,
         fl_17_to_20_attachments_can_be_fetched,
+        fl_20_attachments_are_those_of_the_job,
+        fl_21_only_urls_that_need_it_are_rewritten,
         fl_22_downloads_outlast_a_deletion,
     ],
 }
@@ -241,23 +243,145 @@ async fn fl_16_binaries_at_the_system_level() -> Result<()> {
     Ok(())
 }
 
+/// Documents of `p1` whose content is elsewhere: in Binaries of the same server, in every spelling, and in others.
+fn with_documents() -> Fixture {
+    let mut lake = Fixture::default();
+    lake.put(json!({"resourceType": "Binary", "id": "page", "meta": {"versionId": "4"}, "contentType": "text/html; charset=utf-8",
+        "data": "PHNjcmlwdD5hbGVydCgxKTwvc2NyaXB0Pg=="}));
+    lake.put(json!({"resourceType": "Binary", "id": "bare"}));
+    for (id, url) in [
+        ("d-slash", "/Binary/page"),
+        ("d-version", "Binary/page/_history/4"),
+        ("d-bare", "Binary/bare"),
+        ("d-old", "Binary/page/_history/3"),
+        ("d-gone", "Binary/none"),
+        ("d-else", "https://example.org/fhir/Binary/page"),
+    ] {
+        lake.put(json!({"resourceType": "DocumentReference", "id": id, "status": "current", "subject": {"reference": "Patient/p1"},
+            "content": [{"attachment": {"contentType": "text/html; charset=utf-8", "url": url}}]}));
+    }
+    lake.put(json!({"resourceType": "Observation", "id": "o-file", "status": "final", "code": {"text": "x"}, "subject": {"reference": "Patient/p1"},
+        "extension": [{"url": "Binary/page", "valueAttachment": {"contentType": "text/html", "url": "Binary/page"}}]}));
+    lake
+}
+
+fn attachment_url(document: &Value) -> Result<&str> {
+    document["content"][0]["attachment"]["url"].as_str().context("FL-17: neither data nor url")
+}
+
 async fn fl_17_to_20_attachments_can_be_fetched() -> Result<()> {
-    let t = Target::fixture(&[]).await?;
+    let t = Target::over(&with_documents(), &[]).await?;
     for form in FORMS {
-        let files = t.files(&Ask::new(form, PATIENT).with("_type", "DocumentReference")).await?;
-        for document in files.lines() {
-            let attachment = &document["content"][0]["attachment"];
-            let kind = attachment["contentType"].as_str().context("FL-17")?;
-            if attachment.get("data").is_none() {
-                let url = attachment["url"].as_str().context("FL-17")?;
-                ensure!(url.starts_with(&t.base), "FL-18: {url} is not absolute");
-                ensure!(
-                    t.get(url, &[]).await?.is(200)?.header("content-type")?.starts_with(kind),
-                    "FL-18: {url}"
-                );
+        let done = t.export(&Ask::new(form, PATIENT)).await?;
+        let files = t.download(&done, "output").await?;
+        for (id, kind, content) in [
+            ("d-p1", "text/plain", "x"),
+            ("d-slash", "text/html; charset=utf-8", "<script>alert(1)</script>"),
+            ("d-version", "text/html; charset=utf-8", "<script>alert(1)</script>"),
+            ("d-bare", "application/octet-stream", ""),
+        ] {
+            let document = files.of("DocumentReference").find(|line| line["id"] == id).context(id)?;
+            ensure!(document["content"][0]["attachment"]["contentType"].is_string(), "FL-17: {document}");
+            let url = attachment_url(document)?;
+            ensure!(url.starts_with(&format!("{}/", t.base)), "FL-18: {url} is not absolute");
+            // The same token as for files, which is none here.
+            ensure!(done.manifest["requiresAccessToken"] == json!(false), "{}", done.manifest);
+            let answer = t.get(url, &[]).await?;
+            ensure!(answer.is(200)?.header("content-type")? == kind, answer.wrong("FL-18: another type"));
+            ensure!(answer.body == content.as_bytes(), answer.wrong("other content"));
+            for (name, value) in [
+                ("cache-control", "no-store"),
+                ("x-content-type-options", "nosniff"),
+                ("content-security-policy", "sandbox"),
+                ("content-disposition", "attachment"),
+            ] {
+                ensure!(answer.header(name)? == value, answer.wrong(name));
             }
+            let head = t.call(Method::HEAD, url, &[]).await?;
+            ensure!(head.is(200)?.header("content-length")? == content.len().to_string(), head.wrong("HEAD"));
+            ensure!(head.body.is_empty(), head.wrong("HEAD"));
+            let resource = t.get(url, &[("accept", "application/fhir+json")]).await?;
+            ensure!(
+                resource.is(200)?.header("content-type")? == "application/fhir+json",
+                resource.wrong("FHIR")
+            );
+            ensure!(resource.json()?["resourceType"] == "Binary", resource.wrong("no Binary"));
+            t.get(url, &[("accept", "image/png")]).await?.refused(406, &["application/fhir+json"])?;
+        }
+        let observation = files.of("Observation").find(|line| line["id"] == "o-file").context("o-file")?;
+        let url = observation["extension"][0]["valueAttachment"]["url"].as_str().context("url")?;
+        t.get(url, &[]).await?.is(200)?;
+        ensure!(observation["extension"][0]["url"] == "Binary/page", "the URL of an extension was changed");
+        for id in ["d-old", "d-gone"] {
+            let document = files.of("DocumentReference").find(|line| line["id"] == id).context(id)?;
+            t.get(attachment_url(document)?, &[]).await?.refused(404, &["attachment"])?;
         }
     }
+    Ok(())
+}
+
+/// Absolute URLs, and all lines without such an attachment, are as they are stored; of the others nothing else changes.
+async fn fl_21_only_urls_that_need_it_are_rewritten() -> Result<()> {
+    let lake = with_documents();
+    for options in [&["--compress", "gzip"][..], &["--compress", "zstd"]] {
+        let t = Target::over(&lake, options).await?;
+        let by_patient = Ask::new(Form::V4, PATIENT).with("organizeOutputBy", "Patient");
+        for ask in [Ask::new(Form::Get, SYSTEM), Ask::new(Form::V4, PATIENT), by_patient] {
+            let files = t.files(&ask).await?;
+            let mut changed = 0;
+            for resource in files.lines().filter(|line| line["resourceType"] != "Parameters") {
+                let stored = lake.get(&key(resource))?;
+                let mut restored = resource.clone();
+                for attachment in ["/content/0/attachment/url", "/extension/0/valueAttachment/url"] {
+                    let (Some(url), Some(own)) =
+                        (restored.pointer_mut(attachment), stored.pointer(attachment))
+                    else {
+                        continue;
+                    };
+                    changed += usize::from(url != own);
+                    *url = own.clone();
+                }
+                ensure!(restored == *stored, "{} was changed", key(resource));
+            }
+            ensure!(changed == 7, "{changed} attachments were changed");
+            let elsewhere =
+                files.of("DocumentReference").find(|line| line["id"] == "d-else").context("d-else")?;
+            ensure!(attachment_url(elsewhere)? == "https://example.org/fhir/Binary/page", "{elsewhere}");
+        }
+    }
+    Ok(())
+}
+
+/// Only what a file of this job names, and only as long as its files can be read.
+async fn fl_20_attachments_are_those_of_the_job() -> Result<()> {
+    let t = Target::over(&with_documents(), &[]).await?;
+    let ask = Ask::new(Form::Get, PATIENT).with("_type", "DocumentReference");
+    let (one, other) = (t.export(&ask).await?, t.export(&ask).await?);
+    let url_of = async |done: &Done| -> Result<String> {
+        let files = t.download(done, "output").await?;
+        let document = files.lines().find(|line| line["id"] == "d-slash").context("d-slash")?;
+        Ok(attachment_url(document)?.to_owned())
+    };
+    let (url, others) = (url_of(&one).await?, url_of(&other).await?);
+    t.get(&url, &[]).await?.is(200)?;
+    let (folder, mac) = url.rsplit_once('/').context("a URL without a mac")?;
+    let (_, others_mac) = others.rsplit_once('/').context("a URL without a mac")?;
+    for wrong in [
+        url.replace("Binary/page", "Binary/bin-p1"),
+        url.replace("Binary/page", "Patient/p1"),
+        format!("{folder}/{others_mac}"),
+        format!("{folder}/_history/4/{mac}"),
+        format!("{folder}/{}", &mac[..mac.len() - 1]),
+        format!("{folder}/{mac}A"),
+        folder.to_owned(),
+    ] {
+        t.get(&wrong, &[]).await?.refused(404, &[])?;
+    }
+    let post = t.call(Method::POST, &url, &[]).await?;
+    ensure!(post.status == 405 && post.header("allow")? == "GET, HEAD", post.wrong("POST"));
+    t.delete(&one.status_url).await?.is(202)?;
+    t.get(&url, &[]).await?.refused(404, &[])?;
+    t.get(&others, &[]).await?.is(200)?;
     Ok(())
 }
 

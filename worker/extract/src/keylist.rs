@@ -42,6 +42,19 @@ impl BlockRead for Vec<u8> {
     }
 }
 
+impl BlockRead for std::fs::File {
+    fn size(&self) -> u64 {
+        // A file of which nothing is known is no list, which opening it finds out.
+        self.metadata().map_or(0, |meta| meta.len())
+    }
+
+    fn read_at(&self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; len];
+        std::os::unix::fs::FileExt::read_exact_at(self, &mut bytes, offset)?;
+        Ok(bytes)
+    }
+}
+
 fn damaged(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("damaged key list: {what}"))
 }

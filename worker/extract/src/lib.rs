@@ -5,6 +5,7 @@
 //! may run ahead. Stored resources are bytes on this path; only building a lake's ordered copy looks inside.
 
 pub mod bundle;
+pub mod cohort;
 pub mod compartment;
 pub mod cut;
 pub mod encode;
@@ -12,6 +13,7 @@ pub mod header;
 pub mod join;
 pub mod keylist;
 pub mod lake;
+pub mod lookup;
 pub mod open;
 pub mod organise;
 pub mod outcome;

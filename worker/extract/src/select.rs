@@ -55,6 +55,21 @@ pub fn decide_compartment_row(
     Ok(in_window(window, changed))
 }
 
+/// The same where rows stand under each of their patients ([`Patients::Each`]): whether this one is of the job.
+pub fn decide_for_each(
+    select: &Select,
+    window: &Window,
+    changed: impl Into<Change>,
+    patient: &[u8],
+) -> io::Result<Verdict> {
+    let is_of_job = match select {
+        Select::All => true,
+        Select::Keys { .. } => false,
+        Select::Members(list) | Select::EveryPatient(list) => list.contains(patient)?,
+    };
+    Ok(if is_of_job { in_window(window, changed) } else { Verdict::Elsewhere })
+}
+
 /// A row of the lane of Patients under one of its patients.
 pub struct PatientRow<'a> {
     /// Under whom it stands.

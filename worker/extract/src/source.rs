@@ -260,6 +260,9 @@ pub enum Patients {
     /// The same, of the lane of Patients: those that are not of the job themselves, under the least patient of the job
     /// that they are linked with.
     Others,
+    /// A piece has rows of one patient only, and names it; a row of several patients stands under each of them that is
+    /// of the job. For finding out whose compartments hold a row, not for giving rows out.
+    Each,
 }
 
 /// A read of one range.
@@ -275,7 +278,7 @@ pub struct Scan {
     pub window: Window,
     /// Whether pieces carry the keys of supporting resources that their rows refer to.
     pub references: bool,
-    /// What becomes of the rows; `None` for rows as they are.
+    /// What becomes of the rows that it regards; `None` for rows as they are.
     pub shape: Option<Arc<Shape>>,
     /// Whether `Body::Deflated` may be given where it costs nothing; never where patients are kept apart.
     pub deflated: bool,

@@ -114,7 +114,10 @@ impl Job {
                 self.folding.since = Some(now);
                 self.enqueue(Group::of(vec![fold, Op::DeleteCommitRange(first, last)], Vec::new()));
             }
-            Err(_) => self.folding.step = Step::Retry { at: now.plus_millis(OBJECT_RETRY_MILLIS) },
+            Err(error) if error.code.is_retryable() => {
+                self.folding.step = Step::Retry { at: now.plus_millis(OBJECT_RETRY_MILLIS) };
+            }
+            Err(error) => self.fail(now, error),
         }
     }
 }

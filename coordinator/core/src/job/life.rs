@@ -102,7 +102,7 @@ impl Job {
                 out.push(Output::WriteManifest(manifest));
             }
             (Some(Busy::Verifying { .. }), Ok(count)) => self.fail(now, missing_files(count)),
-            (Some(Busy::Verifying { .. }), Err(error)) => self.try_later(now, error),
+            (Some(Busy::Verifying { .. }), Err(error)) => self.object_work_failed(now, error),
             (other, _) => self.busy = other,
         }
     }
@@ -118,12 +118,14 @@ impl Job {
                 self.busy = Some(Busy::Finalizing { result, page: Some(page.at(object)) });
                 out.push(Output::WriteManifest(manifest));
             }
-            (Some(Busy::LastPage { .. }), Err(error)) if error.code.is_retryable() => {
-                self.try_later(now, error);
-            }
-            (Some(Busy::LastPage { .. }), Err(error)) => self.fail(now, error),
+            (Some(Busy::LastPage { .. }), Err(error)) => self.object_work_failed(now, error),
             (other, _) => self.busy = other,
         }
+    }
+
+    /// Object work that failed begins again a little later where that may help; else the job cannot go on.
+    fn object_work_failed(&mut self, now: Instant, error: JobError) {
+        if error.code.is_retryable() { self.try_later(now, error) } else { self.fail(now, error) }
     }
 
     /// Object work that failed begins again a little later.
@@ -148,7 +150,7 @@ impl Job {
             }
             (Some(Busy::PlanningMerges(plan)), Ok(pointer)) => self.merges_planned(plan, pointer),
             (Some(Busy::PlanningMerges(_) | Busy::Finalizing { .. }), Err(error)) => {
-                self.try_later(now, error)
+                self.object_work_failed(now, error)
             }
             (other, _) => self.busy = other,
         }

@@ -10,6 +10,8 @@
 
 use std::io::{self, BufRead};
 
+use flatbed_types::attachment::{BinaryReference, is_attachment};
+
 /// Objects and arrays inside each other: more than any resource has, little enough for every reader of the
 /// output.
 pub const MAX_DEPTH: usize = 128;
@@ -82,6 +84,8 @@ pub struct Header {
     pub last_updated: Field,
     /// `meta.versionId`.
     pub version: Field,
+    /// Whether the `url` of an Attachment is a relative reference to a Binary.
+    pub names_binary: bool,
 }
 
 /// Hears every string property named `reference`: the keys of the objects around it joined by dots (arrays do
@@ -152,6 +156,7 @@ enum Frame {
 enum Wanted {
     Nothing,
     Reference,
+    AttachmentUrl,
     ResourceType,
     Id,
     LastUpdated,
@@ -277,7 +282,7 @@ impl<'a, 'b, R: BufRead> Scanner<'a, 'b, R> {
             Some(b'n') => self.literal(b"null")?,
             _ => return self.expected("a value"),
         }
-        if !matches!(wanted, Wanted::Nothing | Wanted::Reference) {
+        if !matches!(wanted, Wanted::Nothing | Wanted::Reference | Wanted::AttachmentUrl) {
             self.set(wanted, Field::Other)?;
         }
         Ok(matches!(token, Some(b'{' | b'[')))
@@ -288,6 +293,9 @@ impl<'a, 'b, R: BufRead> Scanner<'a, 'b, R> {
         if key == b"reference" {
             return Wanted::Reference;
         }
+        if key == b"url" && is_attachment(self.parent()) {
+            return Wanted::AttachmentUrl;
+        }
         match self.stack.len() {
             1 if key == b"resourceType" => Wanted::ResourceType,
             1 if key == b"id" => Wanted::Id,
@@ -295,6 +303,13 @@ impl<'a, 'b, R: BufRead> Scanner<'a, 'b, R> {
             2 if self.path == b"meta.versionId" => Wanted::Version,
             _ => Wanted::Nothing,
         }
+    }
+
+    /// The name under which the object stands whose key was read last.
+    fn parent(&self) -> &[u8] {
+        let parents = &self.path[..self.key_at.saturating_sub(1)];
+        let name_at = memchr::memrchr(b'.', parents).map_or(0, |dot| dot + 1);
+        &parents[name_at..]
     }
 
     fn wanted_string(&mut self, wanted: Wanted) -> Result<(), Malformed> {
@@ -308,6 +323,11 @@ impl<'a, 'b, R: BufRead> Scanner<'a, 'b, R> {
             (self.on_reference)(&self.path[..parent], &self.text);
             return Ok(());
         }
+        if wanted == Wanted::AttachmentUrl {
+            let text = std::str::from_utf8(&self.text).unwrap_or_default();
+            self.header.names_binary |= text.parse::<BinaryReference>().is_ok();
+            return Ok(());
+        }
         let text = String::from_utf8_lossy(&self.text).into_owned();
         self.set(wanted, Field::Text(text))
     }
@@ -318,7 +338,7 @@ impl<'a, 'b, R: BufRead> Scanner<'a, 'b, R> {
             Wanted::Id => (&mut self.header.id, "id"),
             Wanted::LastUpdated => (&mut self.header.last_updated, "meta.lastUpdated"),
             Wanted::Version => (&mut self.header.version, "meta.versionId"),
-            Wanted::Nothing | Wanted::Reference => return Ok(()),
+            Wanted::Nothing | Wanted::Reference | Wanted::AttachmentUrl => return Ok(()),
         };
         if *field != Field::Absent {
             return Err(Malformed::Repeated(name));

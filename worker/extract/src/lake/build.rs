@@ -9,19 +9,19 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs::File;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use flatbed_types::{Instant, Lane, ResourceType};
 
 use super::catalog::{
-    FileEntry, Generation, LaneEntry, Settings, TypeEntry, absent_file_name, by_path, gone_file_name,
+    Before, FileEntry, Generation, LaneEntry, Settings, TypeEntry, absent_file_name, by_path, gone_file_name,
     lane_file_name, problems_file_name,
 };
 use super::changes::{Changes, Moments, Note};
 use super::collect::{Collected, Collector, Outcome, Reading, push_problem};
-use super::disk::disk_error;
+use super::disk::{disk_error, is_damage};
 use super::duplicates::{Conflict, Found, resolve};
 use super::former::FormerLane;
 use super::gone::GoneReader;
@@ -29,7 +29,7 @@ use super::history::{self, Names, Settling, Written};
 use super::list::{Listed, Listing, Place, Stamp};
 use super::merge::Merged;
 use super::order::{Ordered, Sources, write_lanes};
-use super::problems::{ProblemWriter, Stored, each_stored};
+use super::problems::{ProblemWriter, Stored};
 use super::read::read_error;
 use super::record::{Origin, Types};
 use super::snapshot::OpenGeneration;
@@ -55,6 +55,11 @@ pub(super) struct Build<'a> {
     pub(super) seen: Instant,
     /// The newest generation with the same settings.
     pub(super) base: Option<&'a OpenGeneration>,
+    /// All files are read again, though rows are compared with those of `base`: what it says of files is not known.
+    pub(super) reads_all: bool,
+    /// There was a generation before which cannot be read any more: whoever has an export of it may lack any row, and what
+    /// was deleted before is not known.
+    pub(super) is_after_a_loss: bool,
     pub(super) number: u64,
     /// Makes the names of its files its own ([`super::catalog::new_mark`]).
     pub(super) mark: u64,
@@ -79,7 +84,7 @@ impl Build<'_> {
     pub(super) fn run(&self) -> Result<Generation, SourceError> {
         let known = self.base.map(|base| by_path(&base.generation.files)).unwrap_or_default();
         let unchanged = |listed: &Listed| {
-            let entry = known.get(listed.path.as_str())?;
+            let entry = known.get(listed.path.as_str()).filter(|_| !self.reads_all)?;
             (entry.is_of(listed) && !entry.unread).then_some(*entry)
         };
         let listed = &self.listing.files;
@@ -282,22 +287,33 @@ impl Build<'_> {
         write_problems(problems, &dead, &self.folder.join(&problems_name)).map_err(disk)?;
 
         let rows = Merged::new(rows).map_err(disk)?;
-        let (moments, former) = (self.moments(), self.former(redone).map_err(disk)?);
+        let former = self.former(redone).map_err(|error| self.base_error(error))?;
+        let moments = self.moments();
         let sources =
             Sources { rows, spools: &spools, resolved: &resolved, dead: &dead, bytes, moments, former };
         let name = |lane| lane_file_name(self.number, self.mark, lane);
         let ordered = write_lanes(sources, self.folder, &name, self.threads, &mut changes, self.progress)
-            .map_err(|error| match error.kind() {
-                io::ErrorKind::InvalidData => read_error(&error),
-                _ => disk(error),
-            })?;
+            .map_err(|error| self.base_error(error))?;
         let is_partial = Generation::is_partial(&entries, &self.listing.obstacles);
-        let written = self.write_history(redone, is_partial, changes).map_err(disk)?;
+        let written =
+            self.write_history(redone, is_partial, changes).map_err(|error| self.base_error(error))?;
         self.generation(entries, redone, ordered, written, problems_name).map_err(disk)
     }
 
     fn moments(&self) -> Moments {
-        Moments { seen: self.base.map(|_| self.seen), time: self.time }
+        let has_clients = self.base.is_some() || self.is_after_a_loss;
+        Moments { seen: has_clients.then_some(self.seen), time: self.time }
+    }
+
+    /// The error of a step that reads the generation before, which is damaged where that is what it says.
+    fn base_error(&self, error: io::Error) -> SourceError {
+        match self.base {
+            Some(base) if is_damage(&error) => {
+                base.history_is_damaged();
+                read_error(&error)
+            }
+            _ => disk_error(&error),
+        }
     }
 
     /// What the generation before had in the lanes that are made anew.
@@ -361,7 +377,11 @@ impl Build<'_> {
         gone.sort_by(|a, b| a.resource_type.cmp(&b.resource_type));
         let known_from = base.map_or(self.time.nanos(), |base| base.known_from);
         let obstacles = self.listing.obstacles.clone();
-        let before = base.map(|base| (base, self.time));
+        let before = match base {
+            Some(base) => Before::Generation(base, self.time),
+            None if self.is_after_a_loss => Before::Lost(self.time),
+            None => Before::Nothing,
+        };
         Ok(Generation {
             number: self.number,
             fingerprint: Generation::compute_fingerprint(self.settings, &files, &obstacles, before),
@@ -397,10 +417,8 @@ impl Build<'_> {
             };
             push_problem(problems, NO_UNIT, &stored).map_err(disk)?;
         }
-        let Some(base) = self.base else { return Ok(()) };
-        let before: PathBuf = self.folder.join(&base.generation.problems);
-        let before = Arc::new(File::open(before).map_err(disk)?);
-        each_stored(&before, &mut |stored: Stored| {
+        let Some(base) = self.base.filter(|_| !self.reads_all) else { return Ok(()) };
+        base.each_problem(&mut |stored: Stored| {
             let holds = match (&stored.conflict, &stored.file) {
                 (Some(name), _) => name.parse().is_ok_and(|held: ResourceType| !redone.contains(&held)),
                 (None, Some(path)) => kept_paths.contains(path.as_str()),

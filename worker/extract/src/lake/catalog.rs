@@ -17,7 +17,7 @@ use super::list::{Listed, Listing};
 use crate::source::SourceError;
 
 /// Version of all formats of an index. Another one is built anew.
-const FORMAT: u32 = 4;
+const FORMAT: u32 = 5;
 /// Generations kept for the tasks of plans that were made from them. They share lanes that did not change.
 pub(super) const KEPT: usize = 16;
 /// Generations kept whatever their number of files.
@@ -26,7 +26,7 @@ pub(super) const LEAST_KEPT: usize = 3;
 const KEPT_FILES: usize = 200_000;
 const CATALOG: &str = "catalog.json";
 const LOCK: &str = "lock";
-/// Holds the latest transaction time that was given out, in nanoseconds since 1970.
+/// Holds the latest transaction time that was given out, in nanoseconds since 1970, and a checksum.
 const SEEN: &str = "seen";
 
 /// What of the options decides what is in the ordered copy.
@@ -167,9 +167,9 @@ impl Generation {
         settings: Settings,
         files: &[FileEntry],
         obstacles: &[String],
-        base: Option<(&Generation, Instant)>,
+        before: Before<'_>,
     ) -> String {
-        if let Some((base, _)) = base
+        if let Before::Generation(base, _) = before
             && base.files == files
             && base.obstacles == obstacles
         {
@@ -193,14 +193,27 @@ impl Generation {
         for obstacle in obstacles {
             field(obstacle.as_bytes());
         }
-        if let Some((base, time)) = base {
-            field(base.fingerprint.as_bytes());
-            field(&time.nanos().to_le_bytes());
+        match before {
+            Before::Nothing => {}
+            Before::Generation(base, time) => {
+                field(base.fingerprint.as_bytes());
+                field(&time.nanos().to_le_bytes());
+            }
+            Before::Lost(time) => field(&time.nanos().to_le_bytes()),
         }
         let digest = hash.finalize();
         let hex: String = digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
         format!("lake-{hex}")
     }
+}
+
+/// What there was before a generation was made, and when that was.
+#[derive(Clone, Copy)]
+pub(super) enum Before<'a> {
+    Nothing,
+    Generation(&'a Generation, Instant),
+    /// One that cannot be read any more.
+    Lost(Instant),
 }
 
 /// The generations of one lake, oldest first.
@@ -209,23 +222,31 @@ pub(super) struct Catalog {
     format: u32,
     pub(super) address: String,
     pub(super) generations: Vec<Generation>,
+    /// There were generations, which are not known any more: the catalogue was damaged.
+    #[serde(skip)]
+    pub(super) is_lost: bool,
 }
 
 impl Catalog {
     /// The catalogue of a folder; an empty one where there is none that can be used.
     pub(super) fn load(folder: &Path, address: &str) -> Result<Catalog, SourceError> {
-        let empty = Catalog { format: FORMAT, address: address.to_owned(), generations: Vec::new() };
+        let empty = |is_lost| Catalog {
+            format: FORMAT,
+            address: address.to_owned(),
+            generations: Vec::new(),
+            is_lost,
+        };
         let bytes = match fs::read(folder.join(CATALOG)) {
             Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(empty),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(empty(false)),
             Err(error) => return Err(SourceError::io("the lake's index could not be opened", &error)),
         };
         match serde_json::from_slice::<Catalog>(&bytes) {
             Ok(catalog) if catalog.format == FORMAT && catalog.address == address => Ok(catalog),
-            Ok(_) => Ok(empty),
+            Ok(_) => Ok(empty(false)),
             Err(error) => {
                 tracing::warn!(%error, "the catalogue of the lake's index is damaged; the index is built anew");
-                Ok(empty)
+                Ok(empty(true))
             }
         }
     }
@@ -277,9 +298,18 @@ impl Catalog {
         self.generations.iter().rev().find(|generation| generation.settings == settings)
     }
 
-    /// The latest transaction time that anybody may have got from this index.
-    pub(super) fn seen(&self, folder: &Path) -> io::Result<Instant> {
-        let given = read_seen(folder)?;
+    /// The latest transaction time that anybody may have got from this index, at the moment `now` or before.
+    pub(super) fn seen(&self, folder: &Path, now: Instant) -> io::Result<Instant> {
+        let given = match read_seen(folder)? {
+            Seen::Never => None,
+            Seen::At(given) => Some(given),
+            Seen::Damaged => {
+                tracing::warn!(
+                    "the note of the last transaction time in the lake's index is damaged; this moment stands in for it"
+                );
+                Some(now)
+            }
+        };
         let made = self.generations.iter().map(Generation::time).max();
         Ok(made.max(given).unwrap_or(Instant::MIN))
     }
@@ -296,21 +326,38 @@ fn is_index_file(name: &str) -> bool {
         || ["catalog.json.tmp", "seen.tmp"].contains(&name)
 }
 
-fn read_seen(folder: &Path) -> io::Result<Option<Instant>> {
-    match fs::read_to_string(folder.join(SEEN)) {
-        Ok(text) => Ok(text.trim().parse().ok().map(Instant::from_nanos)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
+/// The transaction time that was given out last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Seen {
+    Never,
+    At(Instant),
+    Damaged,
+}
+
+fn read_seen(folder: &Path) -> io::Result<Seen> {
+    let bytes = match fs::read(folder.join(SEEN)) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Seen::Never),
+        Err(error) => return Err(error),
+    };
+    let text = String::from_utf8_lossy(&bytes);
+    let nanos = text.split(' ').next().and_then(|nanos| nanos.parse().ok()).map(Instant::from_nanos);
+    Ok(nanos.filter(|nanos| seen_text(*nanos) == text).map_or(Seen::Damaged, Seen::At))
+}
+
+/// The note of a transaction time, with a checksum.
+fn seen_text(time: Instant) -> String {
+    let nanos = time.nanos().to_string();
+    format!("{nanos} {:08x}\n", crc32fast::hash(nanos.as_bytes()))
 }
 
 /// Notes that this transaction time is given out, before it is. Whoever calls holds the lock: a generation that is
 /// being made counts with the times that were noted before.
 pub(super) fn note_seen(folder: &Path, time: Instant) -> io::Result<()> {
-    if read_seen(folder)?.is_some_and(|seen| seen >= time) {
+    if matches!(read_seen(folder)?, Seen::At(seen) if seen >= time) {
         return Ok(());
     }
-    replace(folder, SEEN, time.nanos().to_string().as_bytes())
+    replace(folder, SEEN, seen_text(time).as_bytes())
 }
 
 /// A number that no other build has, not even one of an index that was removed meanwhile: who has files open

@@ -12,7 +12,7 @@ use flatbed_types::{Instant, ResourceType, Section};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::deletions;
-use super::directory::{REFERENCES, SEVERAL, put_list};
+use super::directory::{NAMES_BINARY, REFERENCES, SEVERAL, put_list};
 use super::disk::{Spool, Spooled};
 use super::lines::{Heard, Line, Lines, Stop, open_plain};
 use super::list::Listed;
@@ -223,6 +223,7 @@ struct Identity {
     id: FhirId,
     changed: Instant,
     version: Option<String>,
+    names_binary: bool,
 }
 
 /// A reason to leave a line out: issue type, message.
@@ -425,7 +426,8 @@ impl Rows {
             },
         };
         let version = header.version.text().map(str::to_owned);
-        Ok(Ok(Some(Identity { resource_type, id, changed, version })))
+        let names_binary = header.names_binary;
+        Ok(Ok(Some(Identity { resource_type, id, changed, version, names_binary })))
     }
 
     fn push(
@@ -443,7 +445,7 @@ impl Rows {
         self.identities.push(&key, &fingerprint.to_le_bytes())?;
 
         let mut lists = Vec::new();
-        let mut flags = 0;
+        let mut flags = if identity.names_binary { NAMES_BINARY } else { 0 };
         if belonging.patients.len() > 1 {
             flags |= SEVERAL;
             put_list(&mut lists, &belonging.patients);

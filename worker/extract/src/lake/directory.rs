@@ -25,6 +25,8 @@ pub(super) const SEVERAL: u8 = 2;
 pub(super) const REFERENCES: u8 = 4;
 /// The row is known since another moment than it states, which follows.
 const LATE: u8 = 16;
+/// An attachment of the row has a relative reference to a Binary for its URL. (8 is a flag of blocks.)
+pub(super) const NAMES_BINARY: u8 = 32;
 
 /// Appends a list of byte strings.
 pub(super) fn put_list(out: &mut Vec<u8>, items: &[Vec<u8>]) {

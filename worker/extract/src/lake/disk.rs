@@ -23,6 +23,20 @@ pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
+/// What a file of the index gave, where an error of a decoder says that it is damaged: it becomes `InvalidData`. Errors of
+/// the system stay as they are.
+pub(super) fn undamaged<T>(result: io::Result<T>) -> io::Result<T> {
+    result.map_err(|error| match error.raw_os_error() {
+        Some(_) => error,
+        None => io::Error::new(io::ErrorKind::InvalidData, error.to_string()),
+    })
+}
+
+/// Whether an error says that a file of the index is damaged.
+pub(super) fn is_damage(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::InvalidData
+}
+
 /// The error for something that the index could not do on its own disk.
 pub(super) fn disk_error(error: &io::Error) -> SourceError {
     SourceError::io(

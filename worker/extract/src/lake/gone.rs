@@ -14,7 +14,7 @@ use std::sync::Arc;
 use flatbed_types::Instant;
 
 use super::directory::put_list;
-use super::disk::{RangeReader, Spooled};
+use super::disk::{RangeReader, Spooled, undamaged};
 use super::lane_file::fixed;
 use crate::keylist::{put_varint, take, take_varint};
 use crate::segment::ZSTD_LEVEL;
@@ -123,8 +123,12 @@ impl GoneReader {
         Ok(GoneReader(Some(BufReader::new(zstd::Decoder::with_buffer(whole.open(file))?))))
     }
 
-    /// The next record.
+    /// The next record. `InvalidData` where the file is damaged.
     pub(super) fn next(&mut self) -> io::Result<Option<Gone>> {
+        undamaged(self.take_next())
+    }
+
+    fn take_next(&mut self) -> io::Result<Option<Gone>> {
         let Some(input) = &mut self.0 else { return Ok(None) };
         if io::BufRead::fill_buf(input)?.is_empty() {
             return Ok(None);

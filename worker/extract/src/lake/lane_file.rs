@@ -12,16 +12,17 @@
 //! ```
 //!
 //! A block holds whole rows of about a megabyte in one run, or one longer row alone in several. Everything
-//! read is checked against its CRC-32. The hashes are for the next generation only (`former`). Knows nothing of what is asked of the rows: `read` does.
+//! read is checked against its CRC-32, and what does not hold is remembered: such a file is not built upon. The hashes are for the next generation only (`former`). Knows nothing of what is asked of the rows: `read` does.
 
 use std::fs::File;
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use flatbed_types::Instant;
 
 use super::directory::Directory;
-use super::disk::read_at;
+use super::disk::{is_damage, read_at, undamaged};
 use crate::keylist::{put_varint, take, take_varint};
 use crate::segment::inflate_runs;
 use crate::source::Change;
@@ -164,10 +165,15 @@ pub(super) struct LaneFile {
     /// None for a lane without rows.
     file: Option<File>,
     pub(super) blocks: Vec<Block>,
+    is_damaged: AtomicBool,
 }
 
 impl LaneFile {
     pub(super) fn open(path: &Path) -> io::Result<LaneFile> {
+        undamaged(LaneFile::open_checked(path))
+    }
+
+    fn open_checked(path: &Path) -> io::Result<LaneFile> {
         let file = File::open(path)?;
         let size = file.metadata()?.len();
         let footer_at = size.checked_sub(FOOTER as u64).ok_or_else(|| damaged("too short"))?;
@@ -186,36 +192,49 @@ impl LaneFile {
         while !rest.is_empty() {
             blocks.push(Block::decode(&mut rest)?);
         }
-        Ok(LaneFile { file: Some(file), blocks })
+        Ok(LaneFile { file: Some(file), blocks, is_damaged: AtomicBool::new(false) })
     }
 
     /// A lane without rows.
     pub(super) fn empty() -> LaneFile {
-        LaneFile { file: None, blocks: Vec::new() }
+        LaneFile { file: None, blocks: Vec::new(), is_damaged: AtomicBool::new(false) }
+    }
+
+    /// Whether something that was read of it was not what was written.
+    pub(super) fn is_damaged(&self) -> bool {
+        self.is_damaged.load(Ordering::Acquire)
+    }
+
+    fn checked<T>(&self, result: io::Result<T>) -> io::Result<T> {
+        let result = undamaged(result);
+        if result.as_ref().is_err_and(is_damage) {
+            self.is_damaged.store(true, Ordering::Release);
+        }
+        result
     }
 
     fn read(&self, offset: u64, len: u64) -> io::Result<Vec<u8>> {
         let file = self.file.as_ref().ok_or_else(|| damaged("a block in an empty lane"))?;
-        read_at(file, offset, len as usize)
+        self.checked(read_at(file, offset, len as usize))
     }
 
     /// The directory of a block.
     pub(super) fn directory(&self, block: &Block) -> io::Result<Directory> {
         let part = &block.directory;
         let stored = self.read(Self::directory_at(block), part.stored_len)?;
-        Directory::parse(unpack(&stored, part.plain_len, part.crc32)?)
+        self.checked(unpack(&stored, part.plain_len, part.crc32).and_then(Directory::parse))
     }
 
     /// The hash of the row of each entry of a block's directory.
     pub(super) fn hashes(&self, block: &Block) -> io::Result<Vec<u64>> {
         let part = &block.hashes;
         let stored = self.read(Self::directory_at(block) + block.directory.stored_len, part.stored_len)?;
-        let plain = unpack(&stored, part.plain_len, part.crc32)?;
+        let plain = self.checked(unpack(&stored, part.plain_len, part.crc32))?;
         let (hashes, rest) = plain.as_chunks::<8>();
         if rest.is_empty() {
             Ok(hashes.iter().copied().map(u64::from_le_bytes).collect())
         } else {
-            Err(damaged("hashes"))
+            self.checked(Err(damaged("hashes")))
         }
     }
 
@@ -233,9 +252,9 @@ impl LaneFile {
     pub(super) fn plain_run(&self, block: &Block, index: usize) -> io::Result<Vec<u8>> {
         let run = &block.runs[index];
         let mut plain = Vec::new();
-        inflate_runs(&self.stored_run(block, index)?, run.raw_len as usize, &mut plain)?;
+        self.checked(inflate_runs(&self.stored_run(block, index)?, run.raw_len as usize, &mut plain))?;
         if crc32fast::hash(&plain) != run.crc32 {
-            return Err(damaged("checksum of a block"));
+            return self.checked(Err(damaged("checksum of a block")));
         }
         Ok(plain)
     }

@@ -42,7 +42,11 @@ mod tests_build;
 #[cfg(test)]
 mod tests_change;
 #[cfg(test)]
+mod tests_cohort;
+#[cfg(test)]
 mod tests_cut;
+#[cfg(test)]
+mod tests_damage;
 #[cfg(test)]
 mod tests_increments;
 #[cfg(test)]
@@ -68,7 +72,7 @@ use catalog::{Catalog, Generation, IndexLock, Settings, folder_of, new_mark, not
 use disk::disk_error;
 use list::{Listing, Place};
 use read::read_error;
-use snapshot::{LakeSnapshot, OpenGeneration};
+use snapshot::{LakeSnapshot, OpenGeneration, Soundness};
 
 /// How far behind the clock of the listing the transaction time is: files of that age are listed with their
 /// contents on every file system.
@@ -184,9 +188,20 @@ impl LakeSource {
             return Ok(None);
         }
         match self.open_generation(newest) {
-            Ok(open) => self.give(open, time).map(Some),
-            Err(_) => Ok(None),
+            Ok(open) if open.soundness() == Soundness::Sound => self.give(open, time).map(Some),
+            Ok(_) | Err(_) => Ok(None),
         }
+    }
+
+    /// The newest generation, to build upon; and whether there was one that cannot be built upon.
+    fn base(&self, catalog: &Catalog) -> (Option<Arc<OpenGeneration>>, bool) {
+        let Some(newest) = catalog.newest(self.settings()) else { return (None, catalog.is_lost) };
+        // A generation that has lost a file cannot lend the others, even if this process has it open.
+        let whole = Some(newest).filter(|generation| generation.is_whole(&self.folder));
+        let open = whole.and_then(|generation| self.open_generation(generation).ok());
+        let base = open.filter(|open| open.soundness() != Soundness::Broken);
+        let is_lost = base.is_none();
+        (base, is_lost)
     }
 
     /// A snapshot with its transaction time, which is noted before anybody has it.
@@ -222,27 +237,41 @@ impl LakeSource {
         if let Some(snapshot) = self.newest(&catalog, &listing, time)? {
             return Ok(snapshot);
         }
-        let settings = self.settings();
-        // A generation that has lost a file cannot lend the others, even if this process has it open.
-        let whole = catalog.newest(settings).filter(|generation| generation.is_whole(&self.folder));
-        let base = whole.and_then(|generation| self.open_generation(generation).ok());
         let threads = self.options.threads.max(1);
-        let generation = Build {
-            place: &self.place,
-            folder: &self.folder,
-            scratch: &self.options.scratch,
-            settings,
-            threads,
-            sort_budget: self.options.sort_budget.max(threads * LEAST_SORT_BUDGET),
-            listing: &listing,
-            seen: catalog.seen(&self.folder).map_err(disk)?,
-            base: base.as_deref(),
-            number: catalog.next_number(),
-            mark: new_mark(),
-            time,
-            progress,
-        }
-        .run()?;
+        let generation = loop {
+            let (base, is_after_a_loss) = self.base(&catalog);
+            if is_after_a_loss {
+                tracing::warn!(
+                    "the lake's index is damaged and built anew: every row is in the next increment of every client, and \
+                     deletions up to now are not known"
+                );
+            }
+            let soundness = base.as_ref().map(|base| base.soundness());
+            let built = Build {
+                place: &self.place,
+                folder: &self.folder,
+                scratch: &self.options.scratch,
+                settings: self.settings(),
+                threads,
+                sort_budget: self.options.sort_budget.max(threads * LEAST_SORT_BUDGET),
+                listing: &listing,
+                seen: catalog.seen(&self.folder, time).map_err(disk)?,
+                base: base.as_deref(),
+                reads_all: soundness == Some(Soundness::WithoutProblems),
+                is_after_a_loss,
+                number: catalog.next_number(),
+                mark: new_mark(),
+                time,
+                progress,
+            }
+            .run();
+            match built {
+                Ok(generation) => break generation,
+                // What it was built upon turned out to be damaged: once more, on less. That ends with nothing.
+                Err(_) if soundness != base.as_ref().map(|base| base.soundness()) => {}
+                Err(error) => return Err(error),
+            }
+        };
         let open = self.open_generation(&generation).map_err(|error| read_error(&error))?;
         catalog.commit(&self.folder, generation).map_err(disk)?;
         self.give(open, time)

@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::disk::Spooled;
+use super::disk::{Spooled, is_damage, undamaged};
 use crate::source::{Problem, SourceError};
+use flatbed_types::ErrorCode;
 
 /// Problems that are listed one by one: more are a fault of the whole lake, and nobody reads them.
 pub(super) const LISTED: u64 = 100_000;
@@ -45,48 +46,85 @@ impl Stored {
     }
 }
 
+/// A line of the file.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Record {
+    Problem(Stored),
+    /// How many problems there were.
+    End {
+        problems: u64,
+    },
+}
+
 /// Writes the file of a generation.
-pub(super) struct ProblemWriter(zstd::Encoder<'static, BufWriter<File>>);
+pub(super) struct ProblemWriter {
+    out: zstd::Encoder<'static, BufWriter<File>>,
+    count: u64,
+}
 
 impl ProblemWriter {
     pub(super) fn create(path: &Path) -> io::Result<ProblemWriter> {
-        Ok(ProblemWriter(zstd::Encoder::new(BufWriter::new(File::create(path)?), 1)?))
+        let mut out = zstd::Encoder::new(BufWriter::new(File::create(path)?), 1)?;
+        out.include_checksum(true)?;
+        Ok(ProblemWriter { out, count: 0 })
     }
 
     /// Adds a record in its JSON form.
     pub(super) fn push(&mut self, record: &[u8]) -> io::Result<()> {
-        self.0.write_all(record)?;
-        self.0.write_all(b"\n")
+        self.count += 1;
+        self.out.write_all(record)?;
+        self.out.write_all(b"\n")
     }
 
-    pub(super) fn finish(self) -> io::Result<()> {
-        self.0.finish()?.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
+    pub(super) fn finish(mut self) -> io::Result<()> {
+        writeln!(self.out, "{{\"problems\":{}}}", self.count)?;
+        self.out.finish()?.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
     }
 }
 
-/// Reads all records of a file.
+/// Reads all records of a file. `damaged` hears of a file that is not what was written; what was told of it by then
+/// stands.
 pub(super) fn each_stored(
     file: &Arc<File>,
+    damaged: &dyn Fn(),
     each: &mut dyn FnMut(Stored) -> Result<(), SourceError>,
 ) -> Result<(), SourceError> {
-    let failed =
-        |error: io::Error| SourceError::io("the list of the lake's problems could not be read", &error);
+    let failed = |error: io::Error| {
+        if is_damage(&error) {
+            damaged();
+            return SourceError {
+                code: ErrorCode::StorageFailed,
+                message: "the list of the lake's problems is damaged; it is made anew".to_owned(),
+            };
+        }
+        SourceError::io("the list of the lake's problems could not be read", &error)
+    };
     let whole = Spooled { offset: 0, len: file.metadata().map_err(failed)?.len() };
-    let input = zstd::Decoder::with_buffer(whole.open(file)).map_err(failed)?;
+    let input = undamaged(zstd::Decoder::with_buffer(whole.open(file))).map_err(failed)?;
+    let mut count = 0_u64;
     for line in BufReader::new(input).lines() {
-        let record = serde_json::from_str(&line.map_err(failed)?).map_err(|error| failed(error.into()))?;
-        each(record)?;
+        let line = undamaged(line).map_err(failed)?;
+        let record = undamaged(serde_json::from_str(&line).map_err(io::Error::from)).map_err(failed)?;
+        count += 1;
+        match record {
+            Record::Problem(stored) => each(stored)?,
+            // The last line: a file that was cut off between two frames would look whole without it.
+            Record::End { problems } if problems + 1 == count => return Ok(()),
+            Record::End { .. } => break,
+        }
     }
-    Ok(())
+    Err(failed(io::ErrorKind::InvalidData.into()))
 }
 
 /// Lists the problems of a generation, the first [`LISTED`] one by one.
 pub(super) fn list(
     file: &Arc<File>,
+    damaged: &dyn Fn(),
     each: &mut dyn FnMut(Problem) -> Result<(), SourceError>,
 ) -> Result<(), SourceError> {
     let mut count = 0_u64;
-    each_stored(file, &mut |stored| {
+    each_stored(file, damaged, &mut |stored| {
         count += 1;
         if count > LISTED {
             return Ok(());

@@ -11,7 +11,7 @@ use flatbed_types::position::patient_of;
 use flatbed_types::{Instant, Position, Section};
 
 use self::pick::{home_key, is_mixed};
-use super::directory::{Directory, Entry, REFERENCES};
+use super::directory::{Directory, Entry, NAMES_BINARY, REFERENCES};
 use super::homes::{Homes, home_entry};
 use super::lane_file::{Block, LaneFile};
 use crate::piece::{Body, Piece, line_fingerprint};
@@ -101,7 +101,7 @@ enum Step {
 pub(super) fn read_error(error: &io::Error) -> SourceError {
     if error.kind() == io::ErrorKind::InvalidData {
         return SourceError::failed(format!(
-            "the lake's index is damaged ({error}); remove its folder to have it built anew"
+            "the lake's index is damaged ({error}); it is built anew for the next export: start the export anew"
         ));
     }
     SourceError::io("the lake's index could not be read", error)
@@ -216,10 +216,15 @@ impl LaneReader {
         self.scan.patients != Patients::Together
     }
 
+    /// What has to look at rows with these flags, of an entry or of a block.
+    fn shape_of(&self, flags: u8) -> Option<&Arc<Shape>> {
+        self.scan.shape.as_ref().filter(|shape| shape.regards(flags & NAMES_BINARY != 0))
+    }
+
     /// Whether a block may be given out as it is stored, if all of its rows are wanted.
     fn is_given_whole(&self, block: &Block) -> bool {
         let fits = block.homes == 1 || block.raw_len() <= self.scan.most as u64;
-        fits && self.scan.shape.is_none() && !self.is_apart() && !block.is_long()
+        fits && self.shape_of(block.flags).is_none() && !self.is_apart() && !block.is_long()
     }
 
     /// Decides what to do with the next block of the range.
@@ -393,18 +398,19 @@ impl LaneReader {
 
     /// Adds a row to the piece, in the form that the scan gives it.
     fn take_row(&mut self, plain: &[u8], entry: &Entry) -> io::Result<Taken> {
+        let shape = self.shape_of(entry.flags).cloned();
         let out = &mut self.out;
         let line = plain.get(entry.span()).ok_or(io::ErrorKind::InvalidData)?;
         if !out.bytes.is_empty() && out.bytes.len() + line.len() > out.most {
             return Ok(Taken::NoRoom);
         }
-        let Some(shape) = &self.scan.shape else {
+        let Some(shape) = shape else {
             out.bytes.extend_from_slice(line);
             out.rows += 1;
             out.fingerprint = out.fingerprint.wrapping_add(line_fingerprint(&line[..line.len() - 1]));
             return Ok(Taken::Written);
         };
-        out.add_shaped(shape, &line[..line.len() - 1], entry.changed.stated)
+        out.add_shaped(&shape, &line[..line.len() - 1], entry.changed.stated)
     }
 
     /// The same for a row that stands under another patient.
@@ -432,7 +438,8 @@ impl LaneReader {
         if self.out.rows > 0 {
             return Ok(Taken::NoRoom);
         }
-        if let Some(shape) = self.scan.shape.clone() {
+        let names_binary = entry.flags & NAMES_BINARY != 0;
+        if let Some(shape) = self.shape_of(entry.flags).cloned() {
             let _one_at_a_time = shape.long_row();
             let block = &lane.blocks[block];
             let mut plain = Vec::with_capacity(block.runs.iter().map(|run| run.raw_len as usize).sum());
@@ -443,7 +450,7 @@ impl LaneReader {
             if !shape.wants(row, entry.changed.stated)? {
                 return Ok(Taken::Filtered);
             }
-            if shape.reduces() {
+            if shape.alters(names_binary) {
                 return self.out.add_shaped(&shape, row, entry.changed.stated);
             }
         }

@@ -5,18 +5,20 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use flatbed_types::caps::HINT_BYTES;
 use flatbed_types::position::compartment_key;
 use flatbed_types::request::FhirId;
 use flatbed_types::task::{Hint, LaneSurvey};
-use flatbed_types::{Instant, KeyRange, Lane, Position, ResourceType};
+use flatbed_types::{ErrorCode, Instant, KeyRange, Lane, Position, ResourceType};
 
 use super::catalog::Generation;
+use super::disk::is_damage;
 use super::gone::GoneReader;
 use super::group::read_group;
 use super::lane_file::{Block, LaneFile};
-use super::problems;
+use super::problems::{self, Stored};
 use super::read::{LaneReader, read_error};
 use crate::cut;
 use crate::source::{
@@ -33,6 +35,18 @@ pub(super) struct OpenGeneration {
     pub(super) gone: BTreeMap<ResourceType, Arc<File>>,
     /// What is missing while a part of the lake cannot be read.
     pub(super) absent: BTreeMap<Lane, Arc<File>>,
+    are_problems_damaged: AtomicBool,
+    is_history_damaged: AtomicBool,
+}
+
+/// Whether an opened generation can be read and built upon, as far as anybody who reads it has noticed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Soundness {
+    Sound,
+    /// The list of its problems is damaged: what it knows of rows can be built upon.
+    WithoutProblems,
+    /// Rows, or what it knows of deletions, are damaged.
+    Broken,
 }
 
 impl OpenGeneration {
@@ -62,8 +76,47 @@ impl OpenGeneration {
             problems: open(&generation.problems)?,
             gone: gone.collect::<io::Result<_>>()?,
             absent: absent.collect::<io::Result<_>>()?,
+            are_problems_damaged: AtomicBool::new(false),
+            is_history_damaged: AtomicBool::new(false),
         })
     }
+
+    /// What is known of damages.
+    pub(super) fn soundness(&self) -> Soundness {
+        if self.is_history_damaged.load(Ordering::Acquire)
+            || self.lanes.values().any(|lane| lane.is_damaged())
+        {
+            Soundness::Broken
+        } else if self.are_problems_damaged.load(Ordering::Acquire) {
+            Soundness::WithoutProblems
+        } else {
+            Soundness::Sound
+        }
+    }
+
+    /// Notes that a file of deletions or of absent rows is not what was written.
+    pub(super) fn history_is_damaged(&self) {
+        self.is_history_damaged.store(true, Ordering::Release);
+    }
+
+    /// Reads the problems as they are stored.
+    pub(super) fn each_problem(
+        &self,
+        each: &mut dyn FnMut(Stored) -> Result<(), SourceError>,
+    ) -> Result<(), SourceError> {
+        problems::each_stored(&self.problems, &|| self.problems_are_damaged(), each)
+    }
+
+    fn problems_are_damaged(&self) {
+        self.are_problems_damaged.store(true, Ordering::Release);
+    }
+}
+
+/// The error for a file of the index that cannot be read by what is not a running export: one more try finds the index
+/// built anew, where it is damaged.
+fn lost(error: &io::Error) -> SourceError {
+    let code = if is_damage(error) { ErrorCode::StorageFailed } else { read_error(error).code };
+    SourceError { code, message: read_error(error).message }
 }
 
 /// A snapshot of a lake.
@@ -187,7 +240,7 @@ impl Snapshot for LakeSnapshot {
         member: &mut dyn FnMut(GroupMember) -> Result<(), SourceError>,
     ) -> Result<Option<GroupStanding>, SourceError> {
         let Some(lane) = self.lane(Lane::standalone(ResourceType::GROUP)) else { return Ok(None) };
-        let found = RowBytes::find(lane, id.as_str().as_bytes()).map_err(|error| read_error(&error))?;
+        let found = RowBytes::find(lane, id.as_str().as_bytes()).map_err(|error| lost(&error))?;
         let Some(row) = found else { return Ok(None) };
         let buffered = io::BufReader::new(row);
         read_group(buffered, &format!("Group/{id}"), member).map(Some)
@@ -208,7 +261,7 @@ impl Snapshot for LakeSnapshot {
             let key = compartment_key(id, id);
             let Some(block) = lane.block_of(&key) else { continue };
             if current.as_ref().is_none_or(|(at, _)| *at != block) {
-                let directory = lane.directory(&lane.blocks[block]).map_err(|error| read_error(&error))?;
+                let directory = lane.directory(&lane.blocks[block]).map_err(|error| lost(&error))?;
                 current = Some((block, directory));
             }
             answers[index] = current.as_ref().is_some_and(|(_, directory)| directory.find(&key).is_some());
@@ -217,7 +270,7 @@ impl Snapshot for LakeSnapshot {
     }
 
     fn problems(&self, each: &mut dyn FnMut(Problem) -> Result<(), SourceError>) -> Result<(), SourceError> {
-        problems::list(&self.open.problems, each)
+        problems::list(&self.open.problems, &|| self.open.problems_are_damaged(), each)
     }
 
     fn deletions(
@@ -225,7 +278,12 @@ impl Snapshot for LakeSnapshot {
         window: &Window,
         each: &mut dyn FnMut(Tombstone) -> Result<(), SourceError>,
     ) -> Result<DeletionsKnown, SourceError> {
-        let failed = |error: io::Error| read_error(&error);
+        let failed = |error: io::Error| {
+            if is_damage(&error) {
+                self.open.history_is_damaged();
+            }
+            lost(&error)
+        };
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         for (resource_type, file) in &self.open.gone {
             let mut reader = GoneReader::new(Some(file)).map_err(failed)?;

@@ -401,7 +401,7 @@ fn the_time_that_was_given_out_is_kept_and_never_goes_back() {
     assert_eq!(output(&*second, since(first.time()), None), [b]);
     let folder = lake.index_folder();
     let catalog = Catalog::load(&folder, &lake.source().address()).unwrap();
-    assert!(catalog.seen(&folder).unwrap() >= first.time());
+    assert!(catalog.seen(&folder, present()).unwrap() >= first.time());
     assert!(!Generation::is_partial(&catalog.generations[0].files, &[]));
 }
 

@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::testing::{Given, TestLake, lane, read, read_restarting, scan};
 use crate::Scan;
 use crate::keylist::KeyList;
-use crate::shape::{LongRows, Shape};
+use crate::shape::{Locate, LongRows, Shape};
 use crate::source::{Select, supporting_key};
 
 const OBSERVATION: &str = "Observation";
@@ -135,4 +135,100 @@ fn pm_49_long_rows_that_match_are_as_they_were_and_others_are_left_out() {
         given.lines.iter().map(|line| String::from_utf8(line.clone()).unwrap()).collect();
     assert!(lines == BTreeSet::from([rows[0].clone(), rows[2].clone()]), "{} lines", lines.len());
     assert_eq!((given.filtered, given.references.len()), (1, 2));
+}
+
+/// A document of a patient, or of two, with an attachment elsewhere.
+fn document(number: usize, patients: &[usize], url: &str, title: usize) -> String {
+    let authors: Vec<String> =
+        patients[1..].iter().map(|patient| format!(r#"{{"reference":"Patient/p{patient}"}}"#)).collect();
+    format!(
+        r#"{{"resourceType":"DocumentReference","id":"d{number:05}","meta":{{"lastUpdated":"2024-01-01T00:00:00Z"}},"status":"current","subject":{{"reference":"Patient/p{}"}},"author":[{}],"content":[{{"attachment":{{"title":"{}","size":1.50,"url":"{url}"}}}}]}}"#,
+        patients[0],
+        authors.join(","),
+        "t".repeat(title)
+    )
+}
+
+fn locating(elements: &[&str]) -> Option<Arc<Shape>> {
+    let request = ExportRequest {
+        elements: elements.iter().map(|element| element.parse().unwrap()).collect(),
+        ..ExportRequest::everything(Level::System)
+    };
+    let locate: Arc<Locate> = Arc::new(|reference| format!("https://h/{reference}"));
+    let long_rows = Arc::new(LongRows::default());
+    Shape::with_attachments(&request, "DocumentReference".parse().unwrap(), &long_rows, Some(&locate))
+        .unwrap()
+}
+
+fn documents(rows: &[String]) -> TestLake {
+    let lake = lake(&[]);
+    lake.write("DocumentReference.ndjson", rows.iter().map(|row| format!("{row}\n")).collect::<String>());
+    lake
+}
+
+/// Rows of one and of two patients, short and long: those that name a Binary change, all others are as they are.
+#[test]
+fn fl_18_rows_with_relative_urls_change_and_no_other_row_is_looked_at() {
+    let rows = [
+        document(1, &[0], "Binary/1", 10),
+        document(2, &[0], "https://example.org/fhir/Binary/1", 10),
+        document(3, &[1, 0], "\\/Binary\\/3", 10),
+        document(4, &[0, 1], "Binary/4", LONG),
+        document(5, &[1], "https://example.org/5", LONG),
+    ];
+    let lake = documents(&rows);
+    let snapshot = lake.snapshot();
+    let whole = scan(lane("DocumentReference", Section::Compartment));
+    let expected: BTreeSet<Vec<u8>> = [
+        rows[0].replace("Binary/1", "https://h/Binary/1"),
+        rows[1].clone(),
+        rows[2].replace("\\/Binary\\/3", "https://h/Binary/3"),
+        rows[3].replace("Binary/4", "https://h/Binary/4"),
+        rows[4].clone(),
+    ]
+    .map(String::into_bytes)
+    .into();
+    let members = Arc::new(KeyList::from_keys([b"p1".as_slice()]).unwrap());
+    for deflated in [false, true] {
+        let scan = Scan { shape: locating(&[]), deflated, ..whole.clone() };
+        let given = read(&*snapshot, &scan);
+        assert!(observations(&given) == expected, "{} lines, deflated {deflated}", given.lines.len());
+        let again = read_restarting(&*snapshot, &scan);
+        assert!(again.lines == given.lines);
+        // Under the other patient some stand as links.
+        let of_one = read(&*snapshot, &Scan { select: Select::Members(members.clone()), ..scan });
+        let of_p1 = |line: &&Vec<u8>| !line.windows(6).any(|id| id == b"d00001" || id == b"d00002");
+        assert!(observations(&of_one) == expected.iter().filter(of_p1).cloned().collect());
+    }
+    let reduced = read(&*snapshot, &Scan { shape: locating(&["content"]), ..whole.clone() });
+    for line in &reduced.lines {
+        let row: Value = serde_json::from_slice(line).unwrap();
+        let url = row["content"][0]["attachment"]["url"].as_str().unwrap();
+        assert!(url.starts_with("https://") && row.get("author").is_none(), "{url}");
+    }
+    assert_eq!(reduced.lines.len(), 5);
+    let as_they_are: BTreeSet<Vec<u8>> = rows.map(String::into_bytes).into();
+    assert!(observations(&read(&*snapshot, &whole)) == as_they_are);
+}
+
+/// Whole blocks without such rows go out as they are stored, though the lane has one.
+#[test]
+fn fl_21_blocks_without_relative_urls_are_copied_as_they_are() {
+    let mut rows: Vec<String> =
+        (0..3_000).map(|number| document(number, &[number % 5], "https://example.org/1", 2_000)).collect();
+    rows[17] = document(17, &[2], "Binary/17", 2_000);
+    let lake = documents(&rows);
+    let whole = Scan { deflated: true, ..scan(lane("DocumentReference", Section::Compartment)) };
+    let plain = read(&*lake.snapshot(), &whole);
+    let given = read(&*lake.snapshot(), &Scan { shape: locating(&[]), ..whole });
+    assert!(
+        plain.deflated >= 5 && plain.deflated == plain.pieces - 1,
+        "{} of {}",
+        plain.deflated,
+        plain.pieces
+    );
+    assert_eq!(given.deflated, plain.deflated - 1, "all blocks but the one");
+    let changed: Vec<&Vec<u8>> = given.lines.iter().filter(|line| !plain.lines.contains(line)).collect();
+    assert_eq!(changed.len(), 1);
+    assert!(changed[0].windows(19).any(|text| text == b"\"https://h/Binary/17"[..19].as_ref()));
 }

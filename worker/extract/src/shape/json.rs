@@ -80,7 +80,7 @@ fn space(bytes: &[u8], mut at: usize) -> usize {
 }
 
 /// Behind the string that starts at `at`.
-fn string_end(bytes: &[u8], at: usize) -> Result<usize, Broken> {
+pub(super) fn string_end(bytes: &[u8], at: usize) -> Result<usize, Broken> {
     if bytes.get(at) != Some(&b'"') {
         return Err(Broken { at });
     }

@@ -1,10 +1,11 @@
 //! What an export makes of the rows of one type beyond choosing them by patient and moment: rows that do not match
 //! the searches of the request are left out (`_typeFilter`), and the others lose the elements that nobody asked for
-//! (`_elements`).
+//! (`_elements`), and URLs of attachments that are relative are made absolute (FL-18).
 //!
 //! One rule for all sources: a reader shows each row that it would emit to the scan's [`Shape`]. Without one no row is
 //! looked into. It does not know patients, windows or where bytes go.
 
+mod attachments;
 mod json;
 mod reduce;
 
@@ -12,6 +13,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use flatbed_search::{Filter, Matcher};
+use flatbed_types::attachment::BinaryReference;
 use flatbed_types::{ExportRequest, Instant, ResourceType};
 
 use self::reduce::Reduction;
@@ -20,6 +22,10 @@ use self::reduce::Reduction;
 /// searches and elements need a row whole, and each of a worker's slots may meet one as long as `--max-line`.
 #[derive(Debug, Default)]
 pub struct LongRows(Mutex<()>);
+
+/// Says where the content of a Binary can be fetched: the same URL for the same reference for as long as the job lives, so
+/// that every attempt at a task writes the same bytes.
+pub type Locate = dyn Fn(&BinaryReference) -> String + Send + Sync;
 
 /// A search that is none, though it was accepted: a coordinator of another version, perhaps.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -30,6 +36,7 @@ pub struct UnknownSearch;
 pub struct Shape {
     matcher: Option<Matcher>,
     reduction: Option<Reduction>,
+    locate: Option<Arc<Locate>>,
     long_rows: Arc<LongRows>,
 }
 
@@ -40,6 +47,16 @@ impl Shape {
         resource_type: ResourceType,
         long_rows: &Arc<LongRows>,
     ) -> Result<Option<Arc<Shape>>, UnknownSearch> {
+        Shape::with_attachments(request, resource_type, long_rows, None)
+    }
+
+    /// The same where somebody serves the content of attachments.
+    pub fn with_attachments(
+        request: &ExportRequest,
+        resource_type: ResourceType,
+        long_rows: &Arc<LongRows>,
+        locate: Option<&Arc<Locate>>,
+    ) -> Result<Option<Arc<Shape>>, UnknownSearch> {
         let parsed: Result<Vec<Filter>, _> = request.filters_on(resource_type).map(Filter::parse).collect();
         let filters = parsed.map_err(|_| UnknownSearch)?;
         let matcher = match filters.as_slice() {
@@ -47,14 +64,19 @@ impl Shape {
             filters => Some(Matcher::new(filters).map_err(|_| UnknownSearch)?),
         };
         let reduction = Reduction::new(resource_type, &request.elements);
-        let changes = matcher.is_some() || reduction.is_some();
-        let shape = Shape { matcher, reduction, long_rows: long_rows.clone() };
-        Ok(changes.then(|| Arc::new(shape)))
+        let shape = Shape { matcher, reduction, locate: locate.cloned(), long_rows: long_rows.clone() };
+        Ok(shape.regards(true).then(|| Arc::new(shape)))
     }
 
-    /// Whether rows of the result may differ from those of the source.
-    pub fn reduces(&self) -> bool {
-        self.reduction.is_some()
+    /// Whether rows have to be shown to it at all: others come out as they are. `names_binary` says whether an attachment
+    /// of them may have a relative URL, as far as the source knows; true where it does not.
+    pub fn regards(&self, names_binary: bool) -> bool {
+        self.matcher.is_some() || self.alters(names_binary)
+    }
+
+    /// Whether such rows may come out otherwise than they are.
+    pub fn alters(&self, names_binary: bool) -> bool {
+        self.reduction.is_some() || (names_binary && self.locate.is_some())
     }
 
     /// Whether a row is wanted. It comes without its line end; `changed` is when it changed, for rows that do not say.
@@ -73,11 +95,18 @@ impl Shape {
     /// # Errors
     /// As [`Shape::wants`]; what was appended then is of no use.
     pub fn write(&self, row: &[u8], out: &mut Vec<u8>) -> io::Result<()> {
-        match &self.reduction {
-            Some(reduction) => reduction.write(row, out).map_err(invalid),
-            None => {
+        let locate = self.locate.as_deref().filter(|_| attachments::may_name_binary(row));
+        match (&self.reduction, locate) {
+            (None, None) => {
                 out.extend_from_slice(row);
                 Ok(())
+            }
+            (Some(reduction), None) => reduction.write(row, out).map_err(invalid),
+            (None, Some(locate)) => attachments::write(row, locate, out).map_err(invalid),
+            (Some(reduction), Some(locate)) => {
+                let mut reduced = Vec::new();
+                reduction.write(row, &mut reduced).map_err(invalid)?;
+                attachments::write(&reduced, locate, out).map_err(invalid)
             }
         }
     }

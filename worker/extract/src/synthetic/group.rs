@@ -267,7 +267,7 @@ impl GroupReader {
         let place = |at: &Position| GROUPS.iter().filter(|group| !at.admits(group.id.as_bytes())).count();
         GroupReader {
             row: RowWriter::new(population, scan.references),
-            shape: scan.shape,
+            shape: scan.shape.filter(|shape| shape.regards(false)),
             keys,
             window: scan.window,
             at: place(&scan.range.lo),

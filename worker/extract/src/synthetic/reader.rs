@@ -14,7 +14,7 @@ use super::row::{RowWriter, Subject, id, parse_id};
 use super::{clinical, financial, member, standing};
 use crate::keylist::KeyList;
 use crate::piece::{Body, Piece, line_fingerprint};
-use crate::select::{Verdict, decide_compartment_row, in_window};
+use crate::select::{Verdict, decide_compartment_row, decide_for_each, in_window};
 use crate::shape::Shape;
 use crate::source::{Patients, RowReader, Scan, Select, SourceError, Window, supporting_key};
 
@@ -109,7 +109,8 @@ impl Assembly {
             row: RowWriter::new(population, scan.references),
             most: scan.most,
             no_room: false,
-            shape: scan.shape.clone(),
+            // No generated resource has an attachment elsewhere.
+            shape: scan.shape.clone().filter(|shape| shape.regards(false)),
             tally: Tally::default(),
             latency,
             left_of_page: 0,
@@ -247,6 +248,10 @@ impl CompartmentReader {
         let patients = if head == owner { &both[1..] } else { &both[..] };
         let open = Window::default();
         let some_moment = flatbed_types::Instant::from_millis(0);
+        if self.patients == Patients::Each {
+            return decide_for_each(&self.select, &open, some_moment, &patient)
+                .map_err(|error| SourceError::io("reading a key list", &error));
+        }
         decide_compartment_row(&self.select, &open, some_moment, &patient, patients)
             .map_err(|error| SourceError::io("reading a key list", &error))
     }

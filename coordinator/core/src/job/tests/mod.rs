@@ -193,3 +193,29 @@ fn a_lost_session_loses_its_attempts_and_no_others() {
     job.step(NOW, Input::SessionLost(world.holder().session), &mut out);
     assert_eq!((job.running(), job.waiting(NOW)), (0, 1));
 }
+
+/// A defect, or a store that is not what it was: no further try can end otherwise, and none is begun.
+#[test]
+fn object_work_that_cannot_succeed_fails_the_job_and_what_may_pass_does_not() {
+    type Wanted = fn(&Output) -> bool;
+    type Answer = fn(JobError) -> Input;
+    let works: [(Wanted, Answer); 5] = [
+        (|output| matches!(output, Output::ReadDraft(_)), |error| Input::DraftRead(Err(error))),
+        (|output| matches!(output, Output::WritePlan(..)), |error| Input::ObjectWritten(Err(error))),
+        (|output| matches!(output, Output::WriteLedger(..)), |error| Input::LedgerWritten(Err(error))),
+        (|output| matches!(output, Output::VerifyObjects(_)), |error| Input::ObjectsVerified(Err(error))),
+        (|output| matches!(output, Output::WriteManifest(_)), |error| Input::ObjectWritten(Err(error))),
+    ];
+    for (number, (wanted, answer)) in works.into_iter().enumerate() {
+        for code in [ErrorCode::Internal, ErrorCode::StorageFailed, ErrorCode::Unavailable] {
+            let mut world = World::new(Level::System, Course { fold_commits: 2, ..Course::CALM });
+            let mut job = world.claim();
+            world.run_until(&mut job, wanted);
+            let error = JobError { code, message: "no store".to_owned() };
+            world.settle(&mut job, NOW, answer(error.clone()));
+            let failed = world.stored.record.state == JobState::Failed;
+            assert_eq!(failed, !code.is_retryable(), "work {number}, {code}");
+            assert_eq!(world.stored.record.error.clone(), failed.then_some(error), "work {number}, {code}");
+        }
+    }
+}

@@ -9,7 +9,9 @@ use super::super::homes::{Homes, home_entry};
 use super::super::lane_file::{Block, LaneFile};
 use super::LaneReader;
 use crate::keylist::KeyList;
-use crate::select::{PatientRow, Verdict, decide_compartment_row, decide_patient_row, in_window};
+use crate::select::{
+    PatientRow, Verdict, decide_compartment_row, decide_for_each, decide_patient_row, in_window,
+};
 use crate::source::{Patients, Scan, Select};
 
 /// Whether a block has rows of several patients.
@@ -45,6 +47,9 @@ impl LaneReader {
         let key = directory.key(entry);
         if matches!(self.scan.patients, Patients::Themselves | Patients::Others) {
             return self.decide_patient(lane, directory, entry);
+        }
+        if self.scan.patients == Patients::Each {
+            return decide_for_each(select, window, entry.changed, patient_of(key));
         }
         let list = match select {
             // A home row stands under its least patient, a link never does.
