@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use flatbed_types::job::{ObjectPointer, SourcePin, Volume};
-use flatbed_types::request::{AnswerForm, Associated, Dialect, Remark};
+use flatbed_types::request::{AnswerForm, Associated, Dialect, ForeignPatients, Remark};
 use flatbed_types::{
     Codec, ErrorCode, ExportRequest, Instant, KeyRange, Lane, Level, Position, ResourceType, Section,
 };
@@ -204,6 +204,7 @@ impl Wire for ExportRequest {
             separate_status: self.form.separate_status,
             partial_manifests: self.form.partial_manifests,
             remarks: each_to_wire(&self.remarks),
+            report_foreign_patients: self.foreign_patients == ForeignPatients::Reported,
         }
     }
     fn from_wire(message: wire::ExportRequest) -> Result<Self, Malformed> {
@@ -243,6 +244,10 @@ impl Wire for ExportRequest {
             min_file_bytes: Some(message.min_file_bytes).filter(|bytes| *bytes > 0),
             max_file_bytes: Some(message.max_file_bytes).filter(|bytes| *bytes > 0),
             remarks: each(message.remarks)?,
+            foreign_patients: match message.report_foreign_patients {
+                true => ForeignPatients::Reported,
+                false => ForeignPatients::Refused,
+            },
         })
     }
 }
@@ -312,6 +317,7 @@ mod tests {
             max_file_bytes in prop::option::of(1_u64..),
             form in form(),
             remarks in prop::collection::vec(remark(), 0..3),
+            foreign_patients in prop_oneof![Just(ForeignPatients::Refused), Just(ForeignPatients::Reported)],
         ) -> ExportRequest {
             ExportRequest {
                 level,
@@ -327,6 +333,7 @@ mod tests {
                 max_file_bytes,
                 form,
                 remarks,
+                foreign_patients,
             }
         }
     }

@@ -130,6 +130,16 @@ pub enum Associated {
     RelevantProvenance,
 }
 
+/// What becomes of patients of the list `patient` that do not exist or are no members of the Group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub enum ForeignPatients {
+    /// The request is refused (PM-37).
+    #[default]
+    Refused,
+    /// They are left out, and each is named in the messages of the export (AT-08, AT-09, PV-04).
+    Reported,
+}
+
 /// An element to keep (`_elements`, PM-30): the name of a root element, of one type or of every type that has it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Element {
@@ -212,6 +222,8 @@ pub struct ExportRequest {
     pub form: AnswerForm,
     /// What was ignored of what the client sent.
     pub remarks: Vec<Remark>,
+    /// What becomes of `patients` that are not there.
+    pub foreign_patients: ForeignPatients,
 }
 
 impl ExportRequest {
@@ -231,6 +243,7 @@ impl ExportRequest {
             max_file_bytes: None,
             form: AnswerForm::default(),
             remarks: Vec::new(),
+            foreign_patients: ForeignPatients::Refused,
         }
     }
 
