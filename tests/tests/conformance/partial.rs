@@ -134,47 +134,45 @@ async fn many_pages(t: &Target, form: Form) -> Result<u64> {
 /// has one of its own. Pages appear before it fails, and stay.
 async fn pp_07_pages_of_a_failed_job_stay() -> Result<()> {
     let t = Target::source("synthetic:patients=1000,seed=5", &["--max-files", "2500"]).await?;
-    for form in [Form::V4] {
-        let ask = Ask::new(form, SYSTEM)
-            .with("_type", "Immunization")
-            .with("allowPartialManifests", "true")
-            .with("_maximumFileSize", "1000");
-        let status_url = t.send(&ask).await?.accepted()?;
-        let mut first = None;
-        let failed = loop {
-            let answer = t.poll(&status_url).await?;
-            if answer.status != 202 {
-                break answer;
-            }
-            if first.is_none() && answer.media_type() == "application/json" {
-                let page = answer.json()?;
-                let early = t.poll(&next(&page)?.context("a page without next")?).await?;
-                ensure!(early.is(202)?.header("retry-after")?.parse::<u64>()? > 0, early.wrong("PP-11"));
-                first = Some(page);
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        };
-        failed.refused(400, &["_maximumFileSize"])?;
-        let mut page = first.context("PP-01: no page before the job failed")?;
-        let mut pages = 1;
-        loop {
-            for item in page["output"].as_array().into_iter().flatten().step_by(400) {
-                let url = item["url"].as_str().context("url")?;
-                ensure!(!t.file(url).await?.is_empty(), "PP-04: {url}");
-            }
-            let next = next(&page)?.context("the last page of a failed job")?;
-            let answer = t.get(&next, &[]).await?;
-            if answer.status != 200 {
-                answer.refused(400, &["_maximumFileSize"]).context("PP-07")?;
-                break;
-            }
-            let fixed_of_both = (fixed(&answer.json()?)?, fixed(&page)?);
-            ensure!(fixed_of_both.0 == fixed_of_both.1, "PP-06: {fixed_of_both:?}");
-            page = answer.json()?;
-            pages += 1;
+    let ask = Ask::new(Form::V4, SYSTEM)
+        .with("_type", "Immunization")
+        .with("allowPartialManifests", "true")
+        .with("_maximumFileSize", "1000");
+    let status_url = t.send(&ask).await?.accepted()?;
+    let mut first = None;
+    let failed = loop {
+        let answer = t.poll(&status_url).await?;
+        if answer.status != 202 {
+            break answer;
         }
-        ensure!(pages > 1, "no page behind the first");
-        t.delete(&status_url).await?.is(202)?;
+        if first.is_none() && answer.media_type() == "application/json" {
+            let page = answer.json()?;
+            let early = t.poll(&next(&page)?.context("a page without next")?).await?;
+            ensure!(early.is(202)?.header("retry-after")?.parse::<u64>()? > 0, early.wrong("PP-11"));
+            first = Some(page);
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    };
+    failed.refused(400, &["_maximumFileSize"])?;
+    let mut page = first.context("PP-01: no page before the job failed")?;
+    let mut pages = 1;
+    loop {
+        for item in page["output"].as_array().into_iter().flatten().step_by(400) {
+            let url = item["url"].as_str().context("url")?;
+            ensure!(!t.file(url).await?.is_empty(), "PP-04: {url}");
+        }
+        let next = next(&page)?.context("the last page of a failed job")?;
+        let answer = t.get(&next, &[]).await?;
+        if answer.status != 200 {
+            answer.refused(400, &["_maximumFileSize"]).context("PP-07")?;
+            break;
+        }
+        let fixed_of_both = (fixed(&answer.json()?)?, fixed(&page)?);
+        ensure!(fixed_of_both.0 == fixed_of_both.1, "PP-06: {fixed_of_both:?}");
+        page = answer.json()?;
+        pages += 1;
     }
+    ensure!(pages > 1, "no page behind the first");
+    t.delete(&status_url).await?.is(202)?;
     Ok(())
 }
