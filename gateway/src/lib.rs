@@ -53,6 +53,9 @@ pub struct GatewayOptions {
     pub post_dialect: Dialect,
     /// What can be asked for.
     pub capabilities: Capabilities,
+    /// Whether attribution lists (`$davinci-data-export`) may leave out Group, Patient or Coverage, which the guide's text
+    /// makes the least (AT-06).
+    pub any_attribution_types: bool,
     /// How often clients may call.
     pub limits: Limits,
     /// Where clients get tokens, if they are needed: manifests and the capability statement say so. They only say
@@ -70,6 +73,7 @@ impl GatewayOptions {
             lenient_headers: false,
             post_dialect: Dialect::Legacy,
             capabilities: Capabilities::default(),
+            any_attribution_types: false,
             limits: Limits::default(),
             tokens: None,
         }

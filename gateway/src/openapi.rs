@@ -6,8 +6,8 @@
 use flatbed_types::request::Dialect;
 use serde_json::{Map, Value, json};
 
-use crate::kickoff::Capabilities;
 use crate::kickoff::parameters::{Levels, PARAMETERS, Parameter};
+use crate::kickoff::{Capabilities, Operation};
 
 /// The description, for a server at this public URL.
 pub(crate) fn description(public_url: &str, capabilities: Capabilities) -> Value {
@@ -26,13 +26,18 @@ pub(crate) fn description(public_url: &str, capabilities: Capabilities) -> Value
     for (place, levels) in
         [("", Levels::All), ("Patient/", Levels::OfPatients), ("Group/{id}/", Levels::OfPatients)]
     {
-        add(&format!("/fhir/{place}$export"), export(place, levels, Dialect::Legacy, capabilities));
-        add(&format!("/fhir/{place}$export-v4"), export(place, levels, Dialect::V4, capabilities));
+        for operation in [Operation::Export, Operation::ExportV4] {
+            let path = format!("/fhir/{place}${}", operation.code());
+            add(&path, export(place, levels, operation, capabilities));
+        }
     }
     add("/fhir/Group", groups());
     add("/fhir/Group/_search", json!({ "post": search("Search for Groups by a form") }));
     add("/fhir/Group/{id}", group());
     add("/fhir/async/{request}", receipt());
+    let (place, operation) = ("Group/{id}/", Operation::DavinciDataExport);
+    let path = format!("/fhir/{place}${}", operation.code());
+    add(&path, export(place, Levels::OfPatients, operation, capabilities));
     add("/fhir/export/{job}", status());
     add("/fhir/export/{job}/manifest/{page}", page());
     add(
@@ -77,10 +82,11 @@ fn in_path(name: &str, about: &str) -> Value {
     json!({ "name": name, "in": "path", "required": true, "description": about, "schema": { "type": "string" } })
 }
 
-/// Kick-offs of one level and dialect.
-fn export(place: &str, levels: Levels, dialect: Dialect, capabilities: Capabilities) -> Value {
+/// Kick-offs of one level by one operation.
+fn export(place: &str, levels: Levels, operation: Operation, capabilities: Capabilities) -> Value {
     let offered = |row: &&Parameter| {
-        (row.offered)(capabilities) && (row.levels == Levels::All || levels == Levels::OfPatients)
+        let at_level = row.levels == Levels::All || levels == Levels::OfPatients;
+        (row.offered)(capabilities) && at_level && row.is_of(operation)
     };
     let rows: Vec<&Parameter> = PARAMETERS.iter().filter(offered).collect();
     let mut parameters = vec![
@@ -98,7 +104,7 @@ fn export(place: &str, levels: Levels, dialect: Dialect, capabilities: Capabilit
         "content": { "application/fhir+json": { "schema": { "$ref": "#/components/schemas/Parameters" } } },
     });
     let mut item = json!({ "parameters": parameters, "post": post });
-    if dialect == Dialect::Legacy {
+    if operation.dialect() == Dialect::Legacy {
         let mut get = kick_off("Start an export, in the form of Bulk Data 1.0 to 3.0");
         get["parameters"] = rows.iter().filter(|row| row.by_get).map(|row| in_query(row)).collect();
         item["get"] = get;

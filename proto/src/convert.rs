@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use flatbed_types::job::{ObjectPointer, SourcePin, Volume};
-use flatbed_types::request::{AnswerForm, Associated, Dialect, Remark};
+use flatbed_types::request::{AnswerForm, Associated, Dialect, ForeignPatients, Remark};
 use flatbed_types::{
     Codec, ErrorCode, ExportRequest, Instant, KeyRange, Lane, Level, Position, ResourceType, Section,
 };
@@ -206,6 +206,7 @@ impl Wire for ExportRequest {
             remarks: each_to_wire(&self.remarks),
             attachment_base: self.attachment_base.clone().unwrap_or_default(),
             cohort: self.cohort.as_ref().map(Wire::to_wire),
+            report_foreign_patients: self.foreign_patients == ForeignPatients::Reported,
         }
     }
     fn from_wire(message: wire::ExportRequest) -> Result<Self, Malformed> {
@@ -247,6 +248,10 @@ impl Wire for ExportRequest {
             remarks: each(message.remarks)?,
             attachment_base: Some(message.attachment_base).filter(|base| !base.is_empty()),
             cohort: optional(message.cohort)?,
+            foreign_patients: match message.report_foreign_patients {
+                true => ForeignPatients::Reported,
+                false => ForeignPatients::Refused,
+            },
         })
     }
 }
@@ -317,6 +322,7 @@ mod tests {
             form in form(),
             remarks in prop::collection::vec(remark(), 0..3),
             attachment_base in prop::option::of("https://[a-z]{1,9}/fhir"),
+            foreign_patients in prop_oneof![Just(ForeignPatients::Refused), Just(ForeignPatients::Reported)],
         ) -> ExportRequest {
             ExportRequest {
                 level,
@@ -334,6 +340,7 @@ mod tests {
                 remarks,
                 attachment_base,
                 cohort: None,
+                foreign_patients,
             }
         }
     }

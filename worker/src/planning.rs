@@ -1,6 +1,7 @@
 //! The plan task: fixes the moment and the state of the source, surveys its lanes, resolves the patients of the
 //! job into a roster, tells what was deleted, and reports what of the source cannot be exported.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use flatbed_extract::cohort::{self, Step, Workshop};
@@ -11,6 +12,7 @@ use flatbed_proto::convert::{Wire, each_to_wire, u128_bytes};
 use flatbed_proto::wire::lease::{CompleteRequest, PlanResult, complete_request};
 use flatbed_proto::wire::types as wire;
 use flatbed_types::job::{JobError, ObjectPointer, SourcePin};
+use flatbed_types::request::{FhirId, ForeignPatients};
 use flatbed_types::task::{OutputKind, OutputObject};
 use flatbed_types::{ErrorCode, Level, Nonce, ResourceType, layout};
 use prost::Message;
@@ -60,12 +62,18 @@ pub(crate) fn run(context: &Context, runtime: &Handle, running: &Running) -> Res
     if running.is_revoked() {
         return Ok(End::Known);
     }
-    let pointer = roster.as_ref().map(|(pointer, _)| pointer);
-    let Deleted { mut files, remarks } = deleted::write(context, runtime, grant, snapshot.as_ref(), pointer)?;
+    if roster.is_none() && matches!(grant.request.level, Level::Group(_)) {
+        // Without a roster an export is of everybody.
+        return Err(internal("a Group without a roster"));
+    }
+    let pointer = roster.as_ref().map(|roster| &roster.pointer);
+    let deleted = deleted::write(context, runtime, grant, snapshot.as_ref(), pointer)?;
+    let Deleted { mut files, mut remarks } = deleted;
+    remarks.extend(roster.iter().flat_map(|roster| &roster.left_out).map(left_out_line));
     files.extend(write_remarks(context, runtime, grant, snapshot.as_ref(), remarks)?);
     let pin = SourcePin { source: context.source.address(), snapshot: snapshot.fingerprint().to_owned() };
     let (roster, roster_len) = match roster {
-        Some((pointer, len)) => (Some(pointer), len),
+        Some(Roster { pointer, len, .. }) => (Some(pointer), len),
         None => (None, 0),
     };
     let plan = PlanResult {
@@ -103,21 +111,32 @@ pub(crate) fn complete(
     }
 }
 
+/// The patients of a job, as an object.
+struct Roster {
+    pointer: ObjectPointer,
+    len: u64,
+    /// Those of the list `patient` that are not in it, where the request wants them told: at most
+    /// `caps::MAX_PATIENTS`.
+    left_out: BTreeSet<FhirId>,
+}
+
 fn write_roster(
     context: &Context,
     runtime: &Handle,
     running: &Running,
     snapshot: &dyn Snapshot,
-) -> Result<Option<(ObjectPointer, u64)>, JobError> {
+) -> Result<Option<Roster>, JobError> {
     let grant = &running.grant;
     let chosen = &grant.request.patients;
+    let tells = grant.request.foreign_patients == ForeignPatients::Reported;
+    let mut left_out = if tells { absent(chosen, snapshot)? } else { BTreeSet::new() };
     let mut builder = KeyListBuilder::new(&context.options.scratch, context.options.sort_budget);
     let failed = |error: std::io::Error| io_error("sorting a roster", &error);
     match &grant.request.level {
         Level::System => return Ok(None),
         Level::Patient if chosen.is_empty() => return Ok(None),
         Level::Patient => {
-            for patient in chosen {
+            for patient in chosen.difference(&left_out) {
                 builder.push(patient.as_str().as_bytes()).map_err(failed)?;
             }
         }
@@ -125,9 +144,13 @@ fn write_roster(
             return write_cohort(context, runtime, running, snapshot);
         }
         Level::Group(id) => {
+            let mut members = BTreeSet::new();
             let found = roster::members(snapshot, id, snapshot.time(), &mut |patient| {
                 if !chosen.is_empty() && !chosen.contains(patient) {
                     return Ok(());
+                }
+                if tells && chosen.contains(patient) {
+                    members.insert(patient.clone());
                 }
                 let pushed = builder.push(patient.as_str().as_bytes());
                 pushed.map_err(|error| flatbed_extract::SourceError::io("sorting a roster", &error))
@@ -136,11 +159,29 @@ fn write_roster(
                 let message = format!("there is no Group/{id} in the source any more");
                 return Err(JobError { code: ErrorCode::NotFound, message });
             }
+            if tells {
+                left_out.extend(chosen.difference(&members).cloned());
+            }
         }
     }
     let (mut file, len) = upload::list_file(builder, &context.options.scratch, "sorting a roster")?;
     let key = layout::roster_object(&grant.root, grant.attempt, Nonce(random_u64()?));
-    Ok(Some((upload::put_file(&context.objects, runtime, key, &mut file)?, len)))
+    let pointer = upload::put_file(&context.objects, runtime, key, &mut file)?;
+    Ok(Some(Roster { pointer, len, left_out }))
+}
+
+/// Those of these patients that have no Patient resource.
+fn absent(patients: &BTreeSet<FhirId>, snapshot: &dyn Snapshot) -> Result<BTreeSet<FhirId>, JobError> {
+    let ids: Vec<FhirId> = patients.iter().cloned().collect();
+    let there = snapshot.has_patients(&ids).map_err(source_error)?;
+    Ok(ids.into_iter().zip(there).filter(|(_, there)| !there).map(|(id, _)| id).collect())
+}
+
+/// What is told of a patient that was asked for and is left out (AT-09).
+fn left_out_line(patient: &FhirId) -> Vec<u8> {
+    let name = format!("Patient/{patient}");
+    let text = format!("patient: {name} is not on this server or no member of this Group; ignored");
+    outcome::line(outcome::Severity::Warning, "not-found", &text, Some(&name))
 }
 
 /// The roster of a Group that a client made by criteria: who it holds now, of those that the request names if it names
@@ -150,7 +191,7 @@ fn write_cohort(
     runtime: &Handle,
     running: &Running,
     snapshot: &dyn Snapshot,
-) -> Result<Option<(ObjectPointer, u64)>, JobError> {
+) -> Result<Option<Roster>, JobError> {
     let grant = &running.grant;
     let Some(plan) = &grant.request.cohort else { return Ok(None) };
     let options = &context.options;
@@ -168,18 +209,22 @@ fn write_cohort(
     let file = tempfile::tempfile_in(&options.scratch).map_err(failed)?;
     let mut writer = KeyListWriter::new(std::io::BufWriter::new(file));
     let chosen = &grant.request.patients;
+    let tells = grant.request.foreign_patients == ForeignPatients::Reported;
+    let mut left_out = if tells { chosen.clone() } else { BTreeSet::new() };
     for key in members.iter() {
         let key = key.map_err(failed)?;
-        let is_named =
-            || std::str::from_utf8(&key).is_ok_and(|id| id.parse().is_ok_and(|id| chosen.contains(&id)));
-        if chosen.is_empty() || is_named() {
+        let named = || std::str::from_utf8(&key).ok()?.parse().ok().filter(|id| chosen.contains(id));
+        let named: Option<FhirId> = if chosen.is_empty() { None } else { named() };
+        if chosen.is_empty() || named.is_some() {
             writer.push(&key).map_err(failed)?;
         }
+        named.map(|id| left_out.remove(&id));
     }
     let (out, len) = writer.finish().map_err(failed)?;
     let mut file = out.into_inner().map_err(|error| failed(error.into_error()))?;
     let key = layout::roster_object(&grant.root, grant.attempt, Nonce(random_u64()?));
-    Ok(Some((upload::put_file(&context.objects, runtime, key, &mut file)?, len)))
+    let pointer = upload::put_file(&context.objects, runtime, key, &mut file)?;
+    Ok(Some(Roster { pointer, len, left_out }))
 }
 
 /// Writes what there is to say: what was ignored of the request (KO-23, MF-24), what of the source cannot be exported,
@@ -214,14 +259,14 @@ fn write_remarks(
 /// What a kick-off asks (`decisions.md` 7).
 pub(crate) struct Answered {
     pub group_found: bool,
-    pub missing: Vec<flatbed_types::request::FhirId>,
+    pub missing: Vec<FhirId>,
 }
 
 /// Looks into the source as it is now.
 pub(crate) fn answer(
     source: &Arc<dyn flatbed_extract::Source>,
-    group: Option<&flatbed_types::request::FhirId>,
-    patients: &[flatbed_types::request::FhirId],
+    group: Option<&FhirId>,
+    patients: &[FhirId],
 ) -> Result<Answered, JobError> {
     let snapshot = source.snapshot(&flatbed_extract::source::NoProgress).map_err(source_error)?;
     let Some(group) = group else {
@@ -233,7 +278,7 @@ pub(crate) fn answer(
         let standing = snapshot.group(group, &mut |_| Ok(())).map_err(source_error)?;
         return Ok(Answered { group_found: standing.is_some(), missing: Vec::new() });
     }
-    let mut missing: std::collections::BTreeSet<_> = patients.iter().cloned().collect();
+    let mut missing: BTreeSet<_> = patients.iter().cloned().collect();
     let group_found = roster::members(snapshot.as_ref(), group, snapshot.time(), &mut |patient| {
         missing.remove(patient);
         Ok(())

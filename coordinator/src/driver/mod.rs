@@ -17,7 +17,7 @@ mod queries;
 mod workers;
 
 pub(crate) use io::{Io, Millis};
-pub(crate) use queries::{not_found, stored_page, stored_view};
+pub(crate) use queries::{not_found, stored_page, stored_view, visible};
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,6 +33,7 @@ use flatbed_proto::wire::{job as job_wire, lease as lease_wire};
 use flatbed_types::content::ContentQuestion;
 use flatbed_types::job::{JobError, StopKind};
 use flatbed_types::layout::{self, MetaKeys};
+use flatbed_types::request::ForeignPatients;
 use flatbed_types::task::CommitRecord;
 use flatbed_types::{
     AttemptId, CoordinatorId, Epoch, ErrorCode, ExportRequest, FhirId, Instant, JobId, Position, SessionId,
@@ -156,7 +157,11 @@ impl Question {
             flatbed_types::Level::Group(id) => Some(id.clone()),
             flatbed_types::Level::System | flatbed_types::Level::Patient => None,
         };
-        let patients: Vec<FhirId> = request.patients.iter().cloned().collect();
+        // Where absent ones are only told of, the plan task looks for them.
+        let patients: Vec<FhirId> = match request.foreign_patients {
+            ForeignPatients::Refused => request.patients.iter().cloned().collect(),
+            ForeignPatients::Reported => Vec::new(),
+        };
         (group.is_some() || !patients.is_empty()).then_some(Question { group, patients })
     }
 }

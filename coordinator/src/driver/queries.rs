@@ -162,7 +162,7 @@ pub(crate) fn not_found() -> JobError {
 }
 
 /// Whether clients may still see a job: one that they stopped looks like none at once, an expired one is gone.
-fn visible(record: &JobRecord, stop: Option<StopKind>) -> Result<(), JobError> {
+pub(crate) fn visible(record: &JobRecord, stop: Option<StopKind>) -> Result<(), JobError> {
     match (stop, record.state) {
         (Some(StopKind::Delete), _) | (_, JobState::Cancelled) => Err(not_found()),
         (_, JobState::Deleting | JobState::Gone) | (Some(StopKind::Expire), _) => Err(JobError {

@@ -39,7 +39,7 @@ impl Services {
             let scope =
                 if question.group.is_some() { "not members of the Group" } else { "not on this server" };
             let message = format!("{scope}: {} ({} in all)", names.join(", "), answer.missing_patients.len());
-            return Err(to_status(ErrorCode::Invalid, message));
+            return Err(to_status(ErrorCode::NoSuchReference, message));
         }
         Ok(())
     }

@@ -15,7 +15,7 @@ use tonic::Status;
 use tonic::transport::Channel;
 
 use super::{Services, error_status, finish, store_status};
-use crate::driver::{Event, Found, not_found, stored_page, stored_view};
+use crate::driver::{Event, Found, not_found, stored_page, stored_view, visible};
 use crate::records;
 use crate::store::{Compare, Outcome, Transaction, Write};
 
@@ -110,16 +110,23 @@ impl Services {
         }
     }
 
-    /// Writes a stop request; the transaction decides who stopped the job. Runs to its end even if whoever asked
+    /// Writes a stop request; the transaction decides who stopped the job. From then on the job does not count against
+    /// its client's cap (DL-09), though workers may need a moment to let go. Runs to its end even if whoever asked
     /// has gone.
     pub(super) async fn stop(self, id: JobId) -> Result<(), Status> {
         let work = async move {
-            self.stored(id).await?;
-            let key = self.context.keys().stop(id);
+            let snapshot = records::snapshot(&self.context, id).await.map_err(store_status)?;
+            let (_, found) = snapshot.ok_or_else(|| error_status(not_found()))?;
+            visible(&found.record, found.stop).map_err(error_status)?;
+            let keys = self.context.keys();
+            let key = keys.stop(id);
             let value = records::stop_record(StopKind::Delete, self.context.now());
             let transaction = Transaction {
                 compares: vec![Compare::Absent(key.clone())],
-                writes: vec![Write::Put(key.clone(), value.clone())],
+                writes: vec![
+                    Write::Put(key.clone(), value.clone()),
+                    Write::Delete(keys.admitted(&found.record.client, id)),
+                ],
                 reads: vec![key],
             };
             let outcome = self.txn(transaction).await?;

@@ -3,9 +3,13 @@
 //! Knows nothing of FHIR; what it serves is a router. HTTP/1.1 and HTTP/2 without TLS. A client that sends or
 //! takes nothing, or sends its headers slowly, loses its connection instead of keeping one of ours. A connection
 //! beyond the limit waits in the system's queue until another ends.
+//!
+//! A request that is refused before its body was read is answered, and then the rest of the body is taken and thrown away
+//! for a while: a socket that is closed over bytes that nobody read is reset, and the answer is lost with it.
 
 use std::convert::Infallible;
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -41,6 +45,12 @@ const IDLE: Duration = Duration::from_secs(60);
 const PREFACE: u64 = 24;
 /// How long a connection without a request may take for the last bytes of its last answer, at a stop.
 const LAST_BYTES: Duration = Duration::from_secs(1);
+/// How long what a client still sends is taken and thrown away after the last answer.
+const LINGER: Duration = Duration::from_secs(5);
+/// Bytes of it at most: some times the longest body that a request may have.
+const LINGER_BYTES: u64 = 8 << 20;
+/// Bytes that are thrown away at once.
+const LINGER_BUFFER: usize = 16 << 10;
 /// Pause after a connection could not be accepted because something ran out, for others to end.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
 
@@ -50,12 +60,13 @@ struct Limits {
     connections: usize,
     headers: Duration,
     idle: Duration,
+    linger: Duration,
 }
 
 /// Serves a router until the token is cancelled: then nothing new is accepted, requests in progress are answered,
 /// connections without one end. Aborting the task cuts off the rest.
 pub fn serve(listener: TcpListener, router: Router, stop: CancellationToken) -> JoinHandle<()> {
-    let limits = Limits { connections: MAX_CONNECTIONS, headers: HEADERS, idle: IDLE };
+    let limits = Limits { connections: MAX_CONNECTIONS, headers: HEADERS, idle: IDLE, linger: LINGER };
     tokio::spawn(accept(listener, router, stop, limits))
 }
 
@@ -179,22 +190,44 @@ impl HttpBody for Counted {
     }
 }
 
-/// A stream that fails when nothing has moved for too long, in either direction.
+/// A stream that fails when nothing has moved for too long, in either direction, and that ends gently.
 struct Watched<S> {
     stream: S,
     limits: Limits,
     read: u64,
     deadline: Pin<Box<Sleep>>,
+    /// Once nothing more is written: bytes that may still be thrown away.
+    lingering: Option<u64>,
 }
 
 impl<S> Watched<S> {
     fn new(stream: S, limits: Limits) -> Watched<S> {
-        Watched { stream, limits, read: 0, deadline: Box::pin(tokio::time::sleep(limits.headers)) }
+        let deadline = Box::pin(tokio::time::sleep(limits.headers));
+        Watched { stream, limits, read: 0, deadline, lingering: None }
     }
 
     fn moved(&mut self) {
         let deadline = Instant::now() + self.limits.idle;
         self.deadline.as_mut().reset(deadline);
+    }
+
+    /// Throws away what the other side still sends, until it ends, or it is time, or too much.
+    fn linger(&mut self, context: &mut Context<'_>) -> Poll<()>
+    where
+        S: AsyncRead + Unpin,
+    {
+        let mut bytes = [MaybeUninit::uninit(); LINGER_BUFFER];
+        while let Some(left) = self.lingering.filter(|left| *left > 0) {
+            let mut buffer = ReadBuf::uninit(&mut bytes);
+            match Pin::new(&mut self.stream).poll_read(context, &mut buffer) {
+                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {
+                    self.lingering = Some(left.saturating_sub(buffer.filled().len() as u64));
+                }
+                Poll::Ready(_) => break,
+                Poll::Pending => return self.deadline.as_mut().poll(context),
+            }
+        }
+        Poll::Ready(())
     }
 
     fn watch<T>(&mut self, context: &mut Context<'_>) -> Poll<io::Result<T>> {
@@ -237,7 +270,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -268,10 +301,17 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match Pin::new(&mut self.stream).poll_shutdown(context) {
-            Poll::Pending => self.watch(context),
-            ready => ready,
+        if self.lingering.is_none() {
+            match Pin::new(&mut self.stream).poll_shutdown(context) {
+                Poll::Pending => return self.watch(context),
+                Poll::Ready(result) => result?,
+            }
+            let until = Instant::now() + self.limits.linger;
+            self.deadline.as_mut().reset(until);
+            self.lingering = Some(LINGER_BYTES);
         }
+        ready!(self.linger(context));
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -293,7 +333,10 @@ mod tests {
     async fn start(limits: Limits) -> (SocketAddr, CancellationToken, JoinHandle<()>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let router = Router::new().route("/", get(|| async { "here" })).route("/endless", get(endless));
+        let router = Router::new()
+            .route("/", get(|| async { "here" }))
+            .route("/endless", get(endless))
+            .route("/refused", axum::routing::post(refused));
         let stop = CancellationToken::new();
         (address, stop.clone(), tokio::spawn(accept(listener, router, stop, limits)))
     }
@@ -317,7 +360,7 @@ mod tests {
 
     #[tokio::test]
     async fn slow_and_silent_clients_lose_their_connection() {
-        let headers = Limits { connections: 9, headers: SHORT, idle: LONG };
+        let headers = Limits { connections: 9, headers: SHORT, idle: LONG, linger: SHORT };
         let (address, _stop, _server) = start(headers).await;
         for beginning in ["", "G", "PRI * HTTP/2.0", "GET / HTTP/1.1\r\nHost: x\r\nX-Slow: "] {
             let answer = rest(send(address, beginning).await).await;
@@ -326,7 +369,7 @@ mod tests {
         let kept = send(address, "GET / HTTP/1.1\r\nHost: x\r\n\r\n").await;
         assert!(rest(kept).await.contains("here"), "answered, then closed for want of another request");
 
-        let idle = Limits { connections: 9, headers: LONG, idle: SHORT };
+        let idle = Limits { connections: 9, headers: LONG, idle: SHORT, linger: SHORT };
         let (address, _stop, _server) = start(idle).await;
         let mut deaf = send(address, "GET /endless HTTP/1.1\r\nHost: x\r\n\r\n").await;
         deaf.read_exact(&mut [0; 10]).await.unwrap();
@@ -335,9 +378,49 @@ mod tests {
         rest(deaf).await;
     }
 
+    async fn refused() -> (axum::http::StatusCode, &'static str) {
+        (axum::http::StatusCode::PAYLOAD_TOO_LARGE, "too much")
+    }
+
+    /// A client that sends its whole body before it reads anything, as many do: as far as the server takes it.
+    #[tokio::test]
+    async fn ko_14_a_refusal_reaches_a_client_that_is_still_sending() {
+        const BODY: usize = 6 << 20;
+        let limits = Limits { connections: 9, headers: LONG, idle: LONG, linger: Duration::from_secs(20) };
+        let (address, _stop, _server) = start(limits).await;
+        for length in [format!("Content-Length: {BODY}"), "Transfer-Encoding: chunked".to_owned()] {
+            let head = format!("POST /refused HTTP/1.1\r\nHost: x\r\n{length}\r\n\r\n");
+            let mut client = send(address, &head).await;
+            let chunked = length.contains("chunked");
+            if chunked {
+                client.write_all(format!("{BODY:x}\r\n").as_bytes()).await.unwrap();
+            }
+            client.write_all(&vec![b'x'; BODY]).await.expect("the server takes what it does not want");
+            if chunked {
+                client.write_all(b"\r\n0\r\n\r\n").await.expect("to the end");
+            }
+            let answer = rest(client).await;
+            assert!(answer.starts_with("HTTP/1.1 413") && answer.ends_with("too much"), "{answer}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_never_stops_sending_is_left_after_a_while() {
+        let limits = Limits { connections: 9, headers: LONG, idle: LONG, linger: SHORT };
+        let (address, _stop, _server) = start(limits).await;
+        let head = format!("POST /refused HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", u64::MAX / 2);
+        let mut client = send(address, &head).await;
+        let endless = async {
+            let block = vec![b'x'; 64 << 10];
+            while client.write_all(&block).await.is_ok() {}
+        };
+        tokio::time::timeout(Duration::from_secs(20), endless).await.expect("the connection is given up");
+    }
+
     #[tokio::test]
     async fn connections_beyond_the_limit_wait_for_their_turn() {
-        let (address, _stop, _server) = start(Limits { connections: 1, headers: SHORT, idle: LONG }).await;
+        let (address, _stop, _server) =
+            start(Limits { connections: 1, headers: SHORT, idle: LONG, linger: SHORT }).await;
         let silent = send(address, "").await;
         let second = send(address, WHOLE).await;
         assert!(rest(second).await.contains("here"));
@@ -346,7 +429,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_stop_does_not_wait_for_half_a_request() {
-        let (address, stop, server) = start(Limits { connections: 9, headers: LONG, idle: LONG }).await;
+        let (address, stop, server) =
+            start(Limits { connections: 9, headers: LONG, idle: LONG, linger: SHORT }).await;
         assert!(rest(send(address, WHOLE).await).await.contains("here"));
         let _silent = send(address, "").await;
         let _half = send(address, "GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ").await;

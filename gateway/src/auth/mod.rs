@@ -37,7 +37,7 @@ pub struct JobFacts {
     pub state: JobState,
     /// When its files go away, once that is fixed.
     pub expires: Option<Instant>,
-    /// Whether files can be read before it is complete: pages of its manifest list them (PP-02).
+    /// Whether files can be read though it is not complete: pages of its manifest list them (PP-02).
     pub has_pages: bool,
 }
 
@@ -65,6 +65,8 @@ pub enum Decision {
 
 /// Decides. `job` is `None` for actions on no job, and where the job named is not known.
 ///
+/// Files that pages list stay readable after a failure: they were published and do not change (PP-03, PP-04).
+///
 /// A job that its client stopped is not found from then on (DL-04, DL-06); one whose time has passed is gone,
 /// whether its files have been removed yet or not (ST-07, ST-22).
 pub fn decide(client: &ClientId, action: Action<'_>, job: Option<&JobFacts>, now: Instant) -> Decision {
@@ -84,7 +86,6 @@ pub fn decide(client: &ClientId, action: Action<'_>, job: Option<&JobFacts>, now
         (JobState::Deleting | JobState::Gone, _) => Decision::Gone,
         (JobState::Complete | JobState::Failed, _) if expired => Decision::Gone,
         (JobState::Complete, _) => Decision::Allow,
-        (JobState::Failed, Action::ReadFile) => Decision::NotFound,
         (_, Action::ReadFile) if !job.has_pages => Decision::NotFound,
         (
             JobState::Planning
@@ -131,13 +132,12 @@ mod tests {
     }
 
     #[test]
-    fn pp_02_files_of_pages_can_be_read_before_the_job_is_complete() {
+    fn pp_02_pp_04_files_of_pages_can_be_read_before_the_job_is_complete_and_after_it_failed() {
         for state in JobState::ALL {
-            let running = row(state, None, false) == [Decision::Allow, Decision::Allow, Decision::NotFound]
-                && state != JobState::Failed;
+            let published = row(state, None, false) == [Decision::Allow, Decision::Allow, Decision::NotFound];
             let [status, stop, file] = row(state, None, true);
             assert_eq!([status, stop], [row(state, None, false)[0], row(state, None, false)[1]], "{state:?}");
-            let expected = if running { Decision::Allow } else { row(state, None, false)[2] };
+            let expected = if published { Decision::Allow } else { row(state, None, false)[2] };
             assert_eq!(file, expected, "{state:?}");
         }
     }

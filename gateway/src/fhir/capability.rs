@@ -6,10 +6,10 @@ use flatbed_types::request::Dialect;
 use flatbed_types::{Instant, ResourceType};
 use serde_json::{Value, json};
 
-use super::BULK;
+use super::{ATTRIBUTION, BULK};
 use crate::TokenEndpoints;
-use crate::kickoff::Capabilities;
 use crate::kickoff::parameters::{Levels, PARAMETERS, Parameter};
+use crate::kickoff::{Capabilities, Operation};
 
 /// What is said of the server.
 #[derive(Debug, Clone, Copy)]
@@ -24,97 +24,112 @@ pub struct Server<'a> {
     pub tokens: Option<&'a TokenEndpoints>,
 }
 
-/// An export operation at a level in a dialect.
-struct Operation {
+/// An export operation at a level.
+struct Declared {
     /// The id of its definition here.
     id: &'static str,
     /// The id of the guide's definition that it carries out.
     guide: &'static str,
     title: &'static str,
     resource: Option<ResourceType>,
-    dialect: Dialect,
+    operation: Operation,
 }
 
-const OPERATIONS: [Operation; 6] = [
-    operation("export", "export", "System level export", None, Dialect::Legacy),
-    operation(
+const OPERATIONS: [Declared; 7] = [
+    declared("export", "export", "System level export", None, Operation::Export),
+    declared(
         "patient-export",
         "patient-export",
         "Patient level export",
         Some(ResourceType::PATIENT),
-        Dialect::Legacy,
+        Operation::Export,
     ),
-    operation(
+    declared(
         "group-export",
         "group-export",
         "Group level export",
         Some(ResourceType::GROUP),
-        Dialect::Legacy,
+        Operation::Export,
     ),
-    operation("export-v4", "export", "System level export of Bulk Data 4.0", None, Dialect::V4),
-    operation(
+    declared("export-v4", "export", "System level export of Bulk Data 4.0", None, Operation::ExportV4),
+    declared(
         "patient-export-v4",
         "patient-export",
         "Patient level export of Bulk Data 4.0",
         Some(ResourceType::PATIENT),
-        Dialect::V4,
+        Operation::ExportV4,
     ),
-    operation(
+    declared(
         "group-export-v4",
         "group-export",
         "Group level export of Bulk Data 4.0",
         Some(ResourceType::GROUP),
-        Dialect::V4,
+        Operation::ExportV4,
+    ),
+    declared(
+        "davinci-data-export",
+        "davinci-data-export",
+        "Export of the members of a Group for payers and providers",
+        Some(ResourceType::GROUP),
+        Operation::DavinciDataExport,
     ),
 ];
 
-const fn operation(
+const fn declared(
     id: &'static str,
     guide: &'static str,
     title: &'static str,
     resource: Option<ResourceType>,
-    dialect: Dialect,
-) -> Operation {
-    Operation { id, guide, title, resource, dialect }
+    operation: Operation,
+) -> Declared {
+    Declared { id, guide, title, resource, operation }
 }
 
-impl Operation {
+impl Declared {
     /// The guide's definition. The legacy name stands for every version before 4.0 (VN-01).
     fn canonical(&self) -> String {
-        let version = match self.dialect {
-            Dialect::Legacy => "",
-            Dialect::V4 => "|4.0.0",
+        let (base, version) = match self.operation {
+            Operation::Export => (BULK, ""),
+            Operation::ExportV4 => (BULK, "|4.0.0"),
+            Operation::DavinciDataExport => (ATTRIBUTION, ""),
         };
-        format!("{BULK}/OperationDefinition/{}{version}", self.guide)
+        format!("{base}/OperationDefinition/{}{version}", self.guide)
     }
 
-    /// What follows the `$`.
-    fn code(&self) -> &'static str {
-        match self.dialect {
-            Dialect::Legacy => "export",
-            Dialect::V4 => "export-v4",
+    /// What starts here, in words.
+    fn description(&self) -> &'static str {
+        match self.operation {
+            Operation::Export | Operation::ExportV4 => {
+                "Starts an asynchronous export; see the Bulk Data Access implementation guide."
+            }
+            Operation::DavinciDataExport => {
+                "Starts an asynchronous export, followed as any other; see the Da Vinci guides Member Attribution (ATR) \
+                 and Payer Data Exchange (PDex)."
+            }
         }
     }
 
     /// The names under which it is declared: clients look for the code, and some for the definition's id (MD-02 to
     /// MD-04).
     fn names(&self) -> BTreeSet<&'static str> {
-        match self.dialect {
-            Dialect::Legacy => [self.code(), self.guide].into(),
-            Dialect::V4 => [self.code()].into(),
+        match self.operation {
+            Operation::Export => [self.operation.code(), self.guide].into(),
+            Operation::ExportV4 | Operation::DavinciDataExport => [self.operation.code()].into(),
         }
     }
 }
 
 /// What clients should know of exports that no element of the statement says (MD-11).
+/// `OPTIONS` stands for what is said of parameters that not every server has.
 const DOCUMENTATION: &str = "\
 Bulk Data export. Kick-offs: `$export` by GET or POST answers in the form of Bulk Data 1.0 to 3.0, `$export-v4` by POST \
-in that of 4.0, at system, Patient and Group level; the parameters are in the operation definitions. \
+in that of 4.0, at system, Patient and Group level; `$davinci-data-export` of a Group, by GET or POST, answers as \
+`$export` by GET does; the parameters are in the operation definitions. \
 **Content**: resources are delivered as they are stored, not limited to any profile; a Patient or Group export holds the \
 Patient compartments (with Device.patient) and the resources outside them that these refer to, such as Organization \
 and Practitioner, up to three references away. \
 **Files**: NDJSON (`application/fhir+ndjson` is the only `outputFormat`), one type a file, split at a size that the \
-operator sets or `_minimumFileSize` and `_maximumFileSize` wish for; `count` is the number of resources, without header \
+operator sets or `_minimumFileSize` and `_maximumFileSize` (1000 bytes or more) wish for; `count` is the number of resources, without header \
 lines of organized output. `deleted` and message files are never organized by patient. \
 **Time**: `_since` and `_until` go by `meta.lastUpdated` (where it is missing, by the time of the file that the \
 resource came from) and only the current version counts; a `_since` in the future is refused. In a Group export \
@@ -125,9 +140,28 @@ that it names and no other, whether they are replaced, merged or deceased. A Pat
 the patients that its `link.other` names too, as the compartment definition says, and is exported with them; other resources \
 of a linked patient are not. \
 **Filters**: `_typeFilter` takes the search parameters listed with each type; supporting resources are filtered like \
-all others of their type. `includeAssociatedData` takes LatestProvenanceResources and RelevantProvenanceResources. \
+all others of their type. OPTIONS \
 **Handling**: what is not known or supported is refused; with `Prefer: handling=lenient` it is ignored and told in the \
-message file. An export that could not read some resources is complete and names them there.";
+message file. An export that could not read some resources is complete and names them there. What `patient` names \
+and is not there is refused, but ignored and told there by `$davinci-data-export`.";
+
+/// The documentation of a server with these capabilities.
+fn documentation(capabilities: Capabilities) -> String {
+    let options = [
+        (
+            "includeAssociatedData",
+            capabilities.associated_data,
+            "takes LatestProvenanceResources and RelevantProvenanceResources",
+        ),
+        ("organizeOutputBy", capabilities.organized_output, "takes Patient"),
+        ("allowPartialManifests", capabilities.partial_manifests, "lets manifests come in pages"),
+    ];
+    let said = options.map(|(name, offered, what)| {
+        let what = if offered { what } else { "is not supported" };
+        format!("`{name}` {what}.")
+    });
+    DOCUMENTATION.replace("OPTIONS", &said.join(" "))
+}
 
 /// What clients should know of Groups (CH-16).
 const GROUPS: &str = "\
@@ -149,7 +183,7 @@ pub fn capability_statement(server: Server<'_>, types: &BTreeSet<ResourceType>) 
         listed.into_iter().map(|each| resource(each, types.contains(&each))).collect();
     let mut rest = json!({
         "mode": "server",
-        "documentation": DOCUMENTATION,
+        "documentation": documentation(server.capabilities),
         "resource": resources,
         "operation": operations(None),
     });
@@ -245,7 +279,8 @@ pub fn operation_definition(server: Server<'_>, id: &str) -> Option<Value> {
         .iter()
         .filter(|row| (row.offered)(server.capabilities))
         .filter(|row| row.levels == Levels::All || operation.resource.is_some())
-        .map(|row| parameter(row, operation.dialect))
+        .filter(|row| row.is_of(operation.operation))
+        .map(|row| parameter(row, operation.operation.dialect()))
         .collect();
     let mut json = json!({
         "resourceType": "OperationDefinition",
@@ -256,9 +291,9 @@ pub fn operation_definition(server: Server<'_>, id: &str) -> Option<Value> {
         "status": "active",
         "kind": "operation",
         "date": server.since.to_string(),
-        "description": "Starts an asynchronous export; see the Bulk Data Access implementation guide.",
+        "description": operation.description(),
         "affectsState": false,
-        "code": operation.code(),
+        "code": operation.operation.code(),
         "base": operation.canonical(),
         "system": operation.resource.is_none(),
         "type": operation.resource == Some(ResourceType::PATIENT),
@@ -337,7 +372,10 @@ mod tests {
         let resources = rest["resource"].as_array().unwrap();
         let types: Vec<_> = resources.iter().map(|each| each["type"].as_str().unwrap()).collect();
         assert_eq!(types, ["Group", "Observation", "Patient"]);
-        assert_eq!(found(&resources[0]), expected("group-export"));
+        let mut of_groups = expected("group-export");
+        let payers = "http://hl7.org/fhir/us/davinci-atr/OperationDefinition/davinci-data-export";
+        of_groups.push(("davinci-data-export".to_owned(), payers.to_owned()));
+        assert_eq!(found(&resources[0]), of_groups);
         assert_eq!(found(&resources[2]), expected("patient-export"));
         assert!(resources[1].get("operation").is_none());
         assert!(rest.get("security").is_none());
@@ -367,6 +405,17 @@ mod tests {
             let name = each["name"].as_str().unwrap();
             assert!(!name.is_empty() && each["type"].is_string(), "{each}");
         }
+    }
+
+    #[test]
+    fn md_11_the_documentation_offers_what_is_offered() {
+        let said = |associated_data| {
+            let capabilities = Capabilities { associated_data, ..Capabilities::default() };
+            documentation(capabilities)
+        };
+        assert!(said(true).contains("`includeAssociatedData` takes LatestProvenanceResources"));
+        assert!(said(false).contains("`includeAssociatedData` is not supported."));
+        assert!(!said(false).contains("LatestProvenanceResources") && !said(true).contains("OPTIONS"));
     }
 
     #[test]
@@ -409,8 +458,15 @@ mod tests {
             assert_eq!(kind("_since"), is("instant", "1"));
             assert_eq!(kind("_type"), is("string", "*"));
             assert_eq!(kind("_typeFilter"), is("string", "*"));
+            if operation.operation == Operation::DavinciDataExport {
+                assert_eq!(kind("patient"), is("Reference", "*"), "AT-02");
+                assert_eq!(kind("exportType"), is("canonical", "1"), "AT-02");
+                assert_eq!((kind("_elements"), kind("_outputFormat")), (None, None), "AT-02");
+                continue;
+            }
+            assert_eq!(kind("exportType"), None);
             assert_eq!(kind("_maximumFileSize"), is("positiveInt", "1"));
-            let coding = if operation.dialect == Dialect::V4 { "Coding" } else { "code" };
+            let coding = if operation.operation == Operation::ExportV4 { "Coding" } else { "code" };
             assert_eq!(kind("includeAssociatedData"), is(coding, "*"));
             let of_patients = operation.guide != "export";
             assert_eq!(kind("patient").is_some(), of_patients, "PM-38");

@@ -15,3 +15,6 @@ pub use outcome::{Issue, IssueCode, Severity, operation_outcome};
 
 /// Where the names of the Bulk Data guide begin.
 pub(crate) const BULK: &str = "http://hl7.org/fhir/uv/bulkdata";
+
+/// Where the names of the guide to member attribution begin, which defines `$davinci-data-export` for all of Da Vinci.
+const ATTRIBUTION: &str = "http://hl7.org/fhir/us/davinci-atr";

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use flatbed_types::request::{AnswerForm, Dialect, Element, Remark};
+use flatbed_types::request::{AnswerForm, Dialect, Element, ForeignPatients, Remark};
 use flatbed_types::{ExportRequest, Level, ResourceType, caps, elements};
 
-use super::given::Given;
+use super::given::{Given, shown};
 use super::parameters::{self, Levels, Occurrence, Parameter};
+use super::payers::{self, ExportType};
 use super::values::{self, Fault};
-use super::{Context, filters};
+use super::{Context, Operation, filters};
 use crate::fhir::{Issue, IssueCode};
 
 /// Elements in one request: more than any type has, so that no honest request meets it.
@@ -33,6 +34,8 @@ pub(super) struct Draft<'a> {
     /// Elements and types of filters with their places, to be held against the types in the end.
     elements: Vec<(Element, String)>,
     filtered: Vec<(ResourceType, String)>,
+    /// Of `$davinci-data-export`.
+    export_type: Option<ExportType>,
     issues: Vec<Issue>,
 }
 
@@ -43,20 +46,28 @@ impl<'a> Draft<'a> {
             separate_status: context.separate_status,
             partial_manifests: false,
         };
+        let foreign_patients = match context.operation {
+            Operation::Export | Operation::ExportV4 => ForeignPatients::Refused,
+            Operation::DavinciDataExport => ForeignPatients::Reported,
+        };
+        let level = context.level.clone();
         Draft {
             context,
             is_get,
-            request: ExportRequest { form, ..ExportRequest::everything(context.level.clone()) },
+            request: ExportRequest { form, foreign_patients, ..ExportRequest::everything(level) },
             seen: BTreeSet::new(),
             elements: Vec::new(),
             filtered: Vec::new(),
+            export_type: None,
             issues: Vec::new(),
         }
     }
 
     /// Reads one parameter by its row of the table.
     pub fn read(&mut self, given: &Given<'_>) {
-        let Some(row) = parameters::named(&given.name) else { return self.unknown(given) };
+        let Some(row) = parameters::named(&given.name, self.context.operation) else {
+            return self.unknown(given);
+        };
         let v4 = [row.v4];
         let types = if self.is_legacy() { row.legacy } else { &v4 };
         let occurrence = Occurrence { types, value: &given.value, location: &given.location };
@@ -90,7 +101,7 @@ impl<'a> Draft<'a> {
 
     fn unknown(&mut self, given: &Given<'_>) {
         let name = given.shown_name();
-        let text = match parameters::near(&given.name) {
+        let text = match parameters::near(&given.name, self.context.operation) {
             Some(near) => format!("not a parameter of this operation (did you mean {}?)", near.name),
             None => "not a parameter of this operation".to_owned(),
         };
@@ -99,23 +110,21 @@ impl<'a> Draft<'a> {
 
     /// Refuses a parameter, or, with lenient handling, goes on without it and says so (KO-23, MF-24).
     fn refuse(&mut self, name: &str, fault: Fault, skippable: bool, location: &str) {
-        let text = format!("{name}: {}", fault.text);
-        let fault = match self.context.lenient && skippable {
-            true if self.request.remarks.len() >= MAX_REMARKS => {
-                Fault::too_costly(format!("{text}; more than {MAX_REMARKS} parameters would be ignored"))
-            }
-            true => {
-                let code = fault.code.as_str().to_owned();
-                let location = Some(location.to_owned());
-                return self.request.remarks.push(Remark {
-                    code,
-                    text: format!("{text}; ignored"),
-                    location,
-                });
-            }
-            false => Fault { text, ..fault },
-        };
+        let fault = Fault { text: format!("{name}: {}", fault.text), ..fault };
+        if self.context.lenient && skippable {
+            return self.ignore(fault, location);
+        }
         self.issues.push(Issue::error(fault.code, fault.text).at(location));
+    }
+
+    /// Goes on without a parameter, and says so.
+    fn ignore(&mut self, Fault { code, text }: Fault, location: &str) {
+        if self.request.remarks.len() >= MAX_REMARKS {
+            let text = format!("{text}; more than {MAX_REMARKS} parameters would be ignored");
+            return self.issues.push(Issue::error(IssueCode::TOO_COSTLY, text).at(location));
+        }
+        let (code, location) = (code.as_str().to_owned(), Some(location.to_owned()));
+        self.request.remarks.push(Remark { code, text: format!("{text}; ignored"), location });
     }
 
     pub fn output_format(&mut self, given: &Occurrence<'_>) -> Result<(), Fault> {
@@ -155,12 +164,26 @@ impl<'a> Draft<'a> {
     }
 
     pub fn patient(&mut self, given: &Occurrence<'_>) -> Result<(), Fault> {
-        let patient = values::patient(given, self.context.base)?;
+        let reference = values::reference(given)?;
+        let Some(patient) = values::patient(reference, self.context.base) else {
+            let text = "not a reference to a patient of this server";
+            if self.request.foreign_patients == ForeignPatients::Refused {
+                return Err(Fault::invalid(format!("{text}; write Patient/<id>")));
+            }
+            let text = format!("patient: {}: {text}", shown(reference));
+            self.ignore(Fault { code: IssueCode::NOT_FOUND, text }, given.location);
+            return Ok(());
+        };
         let patients = &mut self.request.patients;
         if patients.len() >= caps::MAX_PATIENTS && !patients.contains(&patient) {
             return Err(Fault::too_costly(format!("more than {} patients; use a Group", caps::MAX_PATIENTS)));
         }
         patients.insert(patient);
+        Ok(())
+    }
+
+    pub fn export_type(&mut self, given: &Occurrence<'_>) -> Result<(), Fault> {
+        self.export_type = Some(values::export_type(given)?);
         Ok(())
     }
 
@@ -207,7 +230,11 @@ impl<'a> Draft<'a> {
     }
 
     pub fn maximum_file_size(&mut self, given: &Occurrence<'_>) -> Result<(), Fault> {
-        self.request.max_file_bytes = Some(values::bytes(given)?);
+        let most = values::bytes(given)?;
+        self.request.max_file_bytes = Some(most);
+        if most < values::MIN_MAXIMUM_FILE_SIZE {
+            return Err(Fault::invalid(format!("at least {} bytes", values::MIN_MAXIMUM_FILE_SIZE)));
+        }
         Ok(())
     }
 
@@ -217,6 +244,8 @@ impl<'a> Draft<'a> {
     /// Everything that is wrong, never an empty list.
     pub fn finish(mut self) -> Result<ExportRequest, Vec<Issue>> {
         self.check_windows();
+        self.check_export_type();
+        self.check_patients();
         self.check_types();
         self.check_elements();
         self.check_filters();
@@ -238,6 +267,27 @@ impl<'a> Draft<'a> {
             && most <= least
         {
             let text = "_maximumFileSize: not greater than _minimumFileSize";
+            self.issues.push(Issue::error(IssueCode::INVALID, text));
+        }
+    }
+
+    /// AT-06, PV-03. An attribution list is that of its types, unless others are named.
+    fn check_export_type(&mut self) {
+        let Some(kind) = self.export_type else { return };
+        let names_types = self.seen.contains("_type") || self.seen.contains("resourceTypes");
+        if kind == ExportType::Attribution && !names_types {
+            self.request.types = payers::attribution_types();
+        }
+        // What is wrong with a parameter that is there has been said.
+        let is_said = kind == ExportType::ProviderDelta && self.seen.contains("_since");
+        let missing = payers::missing(kind, &self.request, self.context.any_attribution_types);
+        self.issues.extend(missing.filter(|_| !is_said));
+    }
+
+    /// A list of which nothing is left must not become the list of all.
+    fn check_patients(&mut self) {
+        if self.seen.contains("patient") && self.request.patients.is_empty() && self.issues.is_empty() {
+            let text = "patient: none of these references names a patient of this server; write Patient/<id>";
             self.issues.push(Issue::error(IssueCode::INVALID, text));
         }
     }

@@ -2,7 +2,8 @@
 //! everything that is wrong with them (ER-02).
 //!
 //! Reading order: `given` (parameters as they were sent), `parameters` (the table of all there are), `values` and
-//! `filters` (what a value says), `draft` (all of them together), `headers`.
+//! `filters` (what a value says), `payers` (what kinds of export payers ask for), `draft` (all of them together),
+//! `headers`.
 //!
 //! Pure; knows neither who asks nor whether a Group or a patient exists. Invariant: a parameter that would
 //! narrow the export is never dropped without a word. It is applied, or refused, or (with
@@ -13,6 +14,7 @@ mod filters;
 mod given;
 mod headers;
 pub(crate) mod parameters;
+mod payers;
 mod values;
 
 use flatbed_types::request::Dialect;
@@ -51,12 +53,44 @@ impl Default for Capabilities {
     }
 }
 
+/// The operations that start exports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operation {
+    /// `$export`.
+    Export,
+    /// `$export-v4`.
+    ExportV4,
+    /// `$davinci-data-export`, of a Group.
+    DavinciDataExport,
+}
+
+impl Operation {
+    /// What follows the `$`.
+    pub fn code(self) -> &'static str {
+        match self {
+            Operation::Export => "export",
+            Operation::ExportV4 => "export-v4",
+            Operation::DavinciDataExport => "davinci-data-export",
+        }
+    }
+
+    /// The dialect that belongs to it.
+    pub fn dialect(self) -> Dialect {
+        match self {
+            Operation::Export | Operation::DavinciDataExport => Dialect::Legacy,
+            Operation::ExportV4 => Dialect::V4,
+        }
+    }
+}
+
 /// What the parameters are judged against.
 #[derive(Debug, Clone)]
 pub struct Context<'a> {
-    /// The level of the operation called.
+    /// The operation called.
+    pub operation: Operation,
+    /// Its level.
     pub level: Level,
-    /// The dialect of the operation called.
+    /// The dialect in which it is called.
     pub dialect: Dialect,
     /// The FHIR base URL, for absolute references.
     pub base: &'a str,
@@ -68,6 +102,8 @@ pub struct Context<'a> {
     pub separate_status: bool,
     /// What can be asked for.
     pub capabilities: Capabilities,
+    /// Whether attribution lists may leave out the types that belong to every one (AT-06).
+    pub any_attribution_types: bool,
 }
 
 impl<'a> Context<'a> {
@@ -75,6 +111,7 @@ impl<'a> Context<'a> {
     pub fn new(level: Level, base: &'a str, now: Instant) -> Self {
         let capabilities = Capabilities::default();
         Context {
+            operation: Operation::Export,
             level,
             dialect: Dialect::Legacy,
             base,
@@ -82,6 +119,7 @@ impl<'a> Context<'a> {
             lenient: false,
             separate_status: false,
             capabilities,
+            any_attribution_types: false,
         }
     }
 }

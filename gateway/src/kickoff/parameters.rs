@@ -3,10 +3,10 @@
 
 use flatbed_types::request::Dialect;
 
-use super::Capabilities;
 use super::draft::Draft;
 use super::given::GivenValue;
 use super::values::Fault;
+use super::{Capabilities, Operation};
 
 /// One parameter of an export operation.
 #[derive(Debug)]
@@ -15,6 +15,8 @@ pub(crate) struct Parameter {
     pub name: &'static str,
     /// Whether it may be given more than once (PM-16).
     pub repeats: bool,
+    /// Of which operations.
+    pub operations: Operations,
     /// At which levels.
     pub levels: Levels,
     /// Whether a GET may carry it (PM-39).
@@ -36,6 +38,15 @@ pub(crate) struct Parameter {
 }
 
 impl Parameter {
+    /// Whether an operation has it.
+    pub fn is_of(&self, operation: Operation) -> bool {
+        match self.operations {
+            Operations::All => true,
+            Operations::Exports => operation != Operation::DavinciDataExport,
+            Operations::Davinci => operation == Operation::DavinciDataExport,
+        }
+    }
+
     /// The FHIR type of its value in the operation's definition.
     pub fn definition_type(&self, dialect: Dialect) -> &'static str {
         match dialect {
@@ -54,6 +65,17 @@ pub(crate) enum Levels {
     OfPatients,
 }
 
+/// Operations that share a parameter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Operations {
+    /// All.
+    All,
+    /// `$export` and `$export-v4`.
+    Exports,
+    /// `$davinci-data-export` (AT-02).
+    Davinci,
+}
+
 /// One occurrence of a parameter in a request.
 #[derive(Debug)]
 pub(super) struct Occurrence<'a> {
@@ -66,19 +88,20 @@ pub(super) struct Occurrence<'a> {
 }
 
 /// The row of a name.
-pub(crate) fn named(name: &str) -> Option<&'static Parameter> {
-    PARAMETERS.iter().find(|row| row.name == name)
+pub(super) fn named(name: &str, operation: Operation) -> Option<&'static Parameter> {
+    PARAMETERS.iter().find(|row| row.name == name && row.is_of(operation))
 }
 
 /// The row that was probably meant.
-pub(super) fn near(name: &str) -> Option<&'static Parameter> {
-    PARAMETERS.iter().find(|row| row.name.eq_ignore_ascii_case(name))
+pub(super) fn near(name: &str, operation: Operation) -> Option<&'static Parameter> {
+    PARAMETERS.iter().find(|row| row.name.eq_ignore_ascii_case(name) && row.is_of(operation))
 }
 
 /// A row with the properties that most have.
 const USUAL: Parameter = Parameter {
     name: "",
     repeats: false,
+    operations: Operations::Exports,
     levels: Levels::All,
     by_get: true,
     legacy: &["string", "code"],
@@ -90,7 +113,7 @@ const USUAL: Parameter = Parameter {
 };
 
 /// All parameters, in the order of the guide.
-pub(crate) const PARAMETERS: [Parameter; 12] = [
+pub(crate) const PARAMETERS: [Parameter; 14] = [
     Parameter {
         name: "_outputFormat",
         about: "Format of the files: application/fhir+ndjson, application/ndjson or ndjson, which are one format.",
@@ -99,6 +122,7 @@ pub(crate) const PARAMETERS: [Parameter; 12] = [
     },
     Parameter {
         name: "_since",
+        operations: Operations::All,
         legacy: &["instant", "dateTime", "string"],
         v4: "instant",
         about: "Only resources changed after this instant, which must not lie in the future; what was deleted after it \
@@ -108,6 +132,7 @@ pub(crate) const PARAMETERS: [Parameter; 12] = [
     },
     Parameter {
         name: "_until",
+        operations: Operations::All,
         legacy: &["instant", "dateTime", "string"],
         v4: "instant",
         about: "Only resources last changed before this instant. The current version counts: a resource that was \
@@ -117,6 +142,7 @@ pub(crate) const PARAMETERS: [Parameter; 12] = [
     },
     Parameter {
         name: "_type",
+        operations: Operations::All,
         repeats: true,
         about: "Only resources of this type. Repeated for several; `$export` also takes a list with commas.",
         read: |draft, given| draft.types(given),
@@ -133,6 +159,7 @@ pub(crate) const PARAMETERS: [Parameter; 12] = [
     },
     Parameter {
         name: "patient",
+        operations: Operations::All,
         repeats: true,
         levels: Levels::OfPatients,
         by_get: false,
@@ -156,6 +183,7 @@ pub(crate) const PARAMETERS: [Parameter; 12] = [
     },
     Parameter {
         name: "_typeFilter",
+        operations: Operations::All,
         repeats: true,
         legacy: &["string", "uri"],
         skippable: true,
@@ -197,8 +225,29 @@ pub(crate) const PARAMETERS: [Parameter; 12] = [
         name: "_maximumFileSize",
         legacy: &["positiveInt", "integer", "unsignedInt", "string"],
         v4: "positiveInt",
-        about: "Bytes that a file has at most before compression, unless it holds a single resource.",
+        about: "Bytes that a file has at most before compression, unless it holds a single resource; at least 1000. An \
+                export that would have more than 50000 files fails and says so.",
         read: |draft, given| draft.maximum_file_size(given),
+        ..USUAL
+    },
+    Parameter {
+        name: "exportType",
+        operations: Operations::Davinci,
+        legacy: &["canonical", "string", "uri", "code"],
+        v4: "canonical",
+        about: "hl7.fhir.us.davinci-atr: an attribution list, with at least Group, Patient and Coverage in _type; without \
+                _type also RelatedPerson, Practitioner, PractitionerRole, Organization and Location, and nothing else. \
+                hl7.fhir.us.davinci-pdex#payertopayer, #provider-download, #provider-snapshot: all that there is of the \
+                members. hl7.fhir.us.davinci-pdex#provider-delta: what changed after _since, which must be given.",
+        read: |draft, given| draft.export_type(given),
+        ..USUAL
+    },
+    Parameter {
+        name: "resourceTypes",
+        repeats: true,
+        operations: Operations::Davinci,
+        about: "Another name of _type, as an example of the guide spells it.",
+        read: |draft, given| draft.types(given),
         ..USUAL
     },
 ];

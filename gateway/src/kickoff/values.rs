@@ -6,7 +6,11 @@ use serde_json::Value;
 
 use super::given::{GivenValue, shown};
 use super::parameters::Occurrence;
+use super::payers::ExportType;
 use crate::fhir::IssueCode;
+
+/// Items of a list whose faults are told one by one: an answer must not be many times as long as its request.
+const MAX_TOLD: usize = 10;
 
 /// What is wrong with a value.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,8 +45,10 @@ impl Fault {
                 faults.iter().find(|each| each.code != IssueCode::NOT_SUPPORTED).unwrap_or(first).code
             }
         };
-        let texts: Vec<String> = faults.into_iter().map(|fault| fault.text).collect();
-        Err(Fault { code, text: texts.join("; ") })
+        let left = faults.len().saturating_sub(MAX_TOLD);
+        let texts: Vec<String> = faults.into_iter().take(MAX_TOLD).map(|fault| fault.text).collect();
+        let rest = if left > 0 { format!("; and {left} more") } else { String::new() };
+        Err(Fault { code, text: texts.join("; ") + &rest })
     }
 }
 
@@ -129,21 +135,29 @@ pub(super) fn element(name: &str) -> Result<Element, Fault> {
     name.parse().map_err(|fault| Fault::invalid(format!("{}: {fault}", shown(name))))
 }
 
-/// `patient` (PM-40): `Patient/id`, relative or below the base of this server. The text of a fault does not
-/// repeat the value.
-pub(super) fn patient(given: &Occurrence<'_>, base: &str) -> Result<FhirId, Fault> {
+/// The text of a reference.
+pub(super) fn reference<'a>(given: &Occurrence<'a>) -> Result<&'a str, Fault> {
     let GivenValue::Typed(element, value) = given.value else {
         return Err(expected(given.types));
     };
-    let reference = match value.get("reference") {
-        _ if !stands_in(element, given.types) => return Err(expected(given.types)),
-        Some(Value::String(reference)) => reference,
-        _ => return Err(Fault::invalid("a reference without `reference`; write Patient/<id>")),
-    };
+    match value.get("reference") {
+        _ if !stands_in(element, given.types) => Err(expected(given.types)),
+        Some(Value::String(reference)) => Ok(reference),
+        _ => Err(Fault::invalid("a reference without `reference`; write Patient/<id>")),
+    }
+}
+
+/// The patient that a reference names (PM-40): `Patient/id`, relative or below the base of this server.
+pub(super) fn patient(reference: &str, base: &str) -> Option<FhirId> {
     let below_base = reference.strip_prefix(base).and_then(|rest| rest.strip_prefix('/'));
-    let id = below_base.unwrap_or(reference).strip_prefix("Patient/");
-    let parsed = id.and_then(|id| id.parse().ok());
-    parsed.ok_or_else(|| Fault::invalid("not a reference to a patient of this server; write Patient/<id>"))
+    below_base.unwrap_or(reference).strip_prefix("Patient/")?.parse().ok()
+}
+
+/// `exportType` (AT-03, PX-12, PV-03).
+pub(super) fn export_type(given: &Occurrence<'_>) -> Result<ExportType, Fault> {
+    let name = text(given)?;
+    let unknown = || Fault::unsupported(format!("{} is not known; {}", shown(name), ExportType::expected()));
+    ExportType::of(name).ok_or_else(unknown)
 }
 
 /// Where the codes of `includeAssociatedData` come from, now and as announced (PM-44).
@@ -190,6 +204,10 @@ pub(super) fn boolean(given: &Occurrence<'_>) -> Result<bool, Fault> {
     };
     text.parse().map_err(|_| Fault::invalid("expected true or false"))
 }
+
+/// Least `_maximumFileSize`: smaller ones would make a file of nearly every resource. Whether a job has room for all the
+/// files of a larger one is seen when it is planned.
+pub(super) const MIN_MAXIMUM_FILE_SIZE: u64 = 1_000;
 
 /// A number of bytes (PM-64): not held to the 31 bits of a `positiveInt`, since files may be larger.
 pub(super) fn bytes(given: &Occurrence<'_>) -> Result<u64, Fault> {

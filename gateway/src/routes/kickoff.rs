@@ -17,7 +17,7 @@ use super::{App, Shared, query_pairs};
 use crate::auth::Action;
 use crate::fhir::{Issue, IssueCode, operation_outcome};
 use crate::jobs::KickOff;
-use crate::kickoff::{Context, HeaderFacts, Input, check_headers, parse};
+use crate::kickoff::{Context, HeaderFacts, Input, Operation, check_headers, parse};
 use crate::negotiate::media::{
     Acceptance, BodyType, FHIR_JSON, accepts_fhir_json, body_type, format_is_json,
 };
@@ -30,69 +30,65 @@ const BODY: Duration = Duration::from_secs(30);
 const MAX_IDEMPOTENCY_KEY: usize = 255;
 
 /// `<base>/$export` (KO-03) or `<base>/$export-v4`.
-pub(super) fn system(dialect: Dialect) -> MethodRouter<App> {
+pub(super) fn system(operation: Operation) -> MethodRouter<App> {
     any(async move |State(app): State<App>, request: Request| {
-        kick_off(&app, Operation { dialect, level: Level::System }, request).await
+        kick_off(&app, Target { operation, level: Level::System }, request).await
     })
 }
 
 /// The same at `<base>/Patient` (KO-01).
-pub(super) fn patient(dialect: Dialect) -> MethodRouter<App> {
+pub(super) fn patient(operation: Operation) -> MethodRouter<App> {
     any(async move |State(app): State<App>, request: Request| {
-        kick_off(&app, Operation { dialect, level: Level::Patient }, request).await
+        kick_off(&app, Target { operation, level: Level::Patient }, request).await
     })
 }
 
-/// The same at `<base>/Group/{id}` (KO-02).
-pub(super) fn group(dialect: Dialect) -> MethodRouter<App> {
+/// The same at `<base>/Group/{id}` (KO-02), and `$davinci-data-export` there (AT-01).
+pub(super) fn group(operation: Operation) -> MethodRouter<App> {
     type Id = Result<Path<String>, PathRejection>;
     any(async move |State(app): State<App>, path: Id, request: Request| {
         let id = path.ok().and_then(|Path(id)| id.parse::<FhirId>().ok());
         let id = id.ok_or_else(|| Refusal::class(ErrorCode::NotFound, "there is no such Group"))?;
-        kick_off(&app, Operation { dialect, level: Level::Group(id) }, request).await
+        kick_off(&app, Target { operation, level: Level::Group(id) }, request).await
     })
 }
 
-/// The operation that a URL names.
-struct Operation {
-    /// `Legacy` for `$export`, `V4` for `$export-v4`.
-    dialect: Dialect,
+/// What a URL names.
+struct Target {
+    operation: Operation,
     level: Level,
 }
 
-impl Operation {
+impl Target {
     /// Whether it is called by POST (VN-03, KO-35).
     fn is_post(&self, method: &Method) -> Result<bool, Refusal> {
-        match (method, self.dialect) {
+        match (method, self.operation) {
             (&Method::POST, _) => Ok(true),
-            (&Method::GET, Dialect::Legacy) => Ok(false),
-            (_, Dialect::Legacy) => Err(Refusal::method("GET, POST")),
-            (_, Dialect::V4) => Err(Refusal::method("POST")),
+            (&Method::GET, Operation::Export | Operation::DavinciDataExport) => Ok(false),
+            (_, Operation::Export | Operation::DavinciDataExport) => Err(Refusal::method("GET, POST")),
+            (_, Operation::ExportV4) => Err(Refusal::method("POST")),
         }
     }
 
     /// The dialect in which a call is answered (VN-02).
     fn answers_in(&self, is_post: bool, post_dialect: Dialect) -> Dialect {
-        if is_post && self.dialect == Dialect::Legacy { post_dialect } else { self.dialect }
+        if is_post && self.operation == Operation::Export { post_dialect } else { self.operation.dialect() }
     }
 
     /// Its URL.
     fn url(&self, base: &str) -> String {
-        let name = match self.dialect {
-            Dialect::Legacy => "$export",
-            Dialect::V4 => "$export-v4",
-        };
+        let name = self.operation.code();
         match &self.level {
-            Level::System => format!("{base}/{name}"),
-            Level::Patient => format!("{base}/Patient/{name}"),
-            Level::Group(id) => format!("{base}/Group/{id}/{name}"),
+            Level::System => format!("{base}/${name}"),
+            Level::Patient => format!("{base}/Patient/${name}"),
+            Level::Group(id) => format!("{base}/Group/{id}/${name}"),
         }
     }
 }
 
-async fn kick_off(app: &Shared, operation: Operation, request: Request) -> Result<Response, Refusal> {
+async fn kick_off(app: &Shared, target: Target, request: Request) -> Result<Response, Refusal> {
     let (parts, body) = request.into_parts();
-    let is_post = operation.is_post(&parts.method)?;
+    let is_post = target.is_post(&parts.method)?;
     app.pace_kick_offs()?;
     let query = query_pairs(&parts.uri);
     let headers = &parts.headers;
@@ -101,18 +97,21 @@ async fn kick_off(app: &Shared, operation: Operation, request: Request) -> Resul
     let idempotency_key = idempotency_key(headers)?;
     let body = if is_post { read_body(headers, body).await? } else { Bytes::new() };
 
-    let mut request_url = operation.url(&app.base);
+    let mut request_url = target.url(&app.base);
     if let (Some(query), false) = (parts.uri.query(), is_post) {
         request_url = format!("{request_url}?{query}");
     }
+    let operation = target.operation;
     let context = Context {
-        dialect: operation.answers_in(is_post, app.options.post_dialect),
-        level: operation.level,
+        operation,
+        dialect: target.answers_in(is_post, app.options.post_dialect),
+        level: target.level,
         base: &app.base,
         now: app.now(),
         lenient: preferences.lenient,
         separate_status: preferences.separate_export_status,
         capabilities: app.options.capabilities,
+        any_attribution_types: app.options.any_attribution_types,
     };
     let input = if is_post { Input::Post(&body, &query) } else { Input::Get(&query) };
     let facts = HeaderFacts { acceptance, preferences, lenient_headers: app.options.lenient_headers };
@@ -128,7 +127,7 @@ async fn kick_off(app: &Shared, operation: Operation, request: Request) -> Resul
 
     let (job, repeated) = start(app, &request, &request_url, idempotency_key).await?;
     tracing::info!(%job, repeated, client = %app.client(), level = level_name(&request.level),
-        dialect = ?request.form.dialect, types = request.types.len(), since = request.since.is_some(),
+        operation = operation.code(), dialect = ?request.form.dialect, types = request.types.len(), since = request.since.is_some(),
         patients = request.patients.len(), filters = request.filters.len(), elements = request.elements.len(),
         ignored = request.remarks.len(), "kick-off accepted");
     answer(app, job, preferences, &request)
@@ -211,14 +210,7 @@ async fn start(
     idempotency_key: &str,
 ) -> Result<(JobId, bool), Refusal> {
     let kick_off = KickOff { client: &app.client(), request, request_url, idempotency_key };
-    app.jobs.create(kick_off).await.map_err(|error| {
-        let by_patient = request.level == Level::Patient && error.code == ErrorCode::NotFound;
-        if by_patient {
-            // The URL is right; a parameter names what is not there (PM-37).
-            return Refusal::new(StatusCode::BAD_REQUEST, IssueCode::NOT_FOUND, error.text);
-        }
-        Refusal::from(error)
-    })
+    Ok(app.jobs.create(kick_off).await?)
 }
 
 /// 202 with the status URL and an outcome that lists what was ignored (KO-11 to KO-13, KO-21, KO-23, KO-25).

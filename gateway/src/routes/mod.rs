@@ -24,7 +24,6 @@ use axum::extract::{Query, Request, State};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, any};
-use flatbed_types::request::Dialect;
 use flatbed_types::{ClientId, ErrorCode, Instant, JobId};
 use http::Uri;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -33,6 +32,7 @@ use crate::auth::{Action, JobFacts, decide};
 use crate::delivery::{Links, LoadedManifest, Manifests, Objects, ReadError};
 use crate::fhir::IssueCode;
 use crate::jobs::{JobView, Jobs};
+use crate::kickoff::Operation;
 use crate::limits::Limiter;
 use crate::{Clock, Gateway, GatewayOptions, HostPolicy, PublicUrl};
 use refusal::Refusal;
@@ -136,18 +136,19 @@ impl From<ReadError> for Refusal {
 
 /// All routes: paths below the public URL, as the description has them, and what answers there.
 fn table() -> Vec<(&'static str, MethodRouter<App>)> {
-    use Dialect::{Legacy, V4};
+    use Operation::{DavinciDataExport, Export, ExportV4};
     vec![
         ("/", any(home::home)),
         ("/fhir/metadata", any(metadata::capability)),
         ("/fhir/openapi.json", any(metadata::openapi)),
         ("/fhir/OperationDefinition/{id}", any(metadata::definition)),
-        ("/fhir/$export", kickoff::system(Legacy)),
-        ("/fhir/Patient/$export", kickoff::patient(Legacy)),
-        ("/fhir/Group/{id}/$export", kickoff::group(Legacy)),
-        ("/fhir/$export-v4", kickoff::system(V4)),
-        ("/fhir/Patient/$export-v4", kickoff::patient(V4)),
-        ("/fhir/Group/{id}/$export-v4", kickoff::group(V4)),
+        ("/fhir/$export", kickoff::system(Export)),
+        ("/fhir/Patient/$export", kickoff::patient(Export)),
+        ("/fhir/Group/{id}/$export", kickoff::group(Export)),
+        ("/fhir/$export-v4", kickoff::system(ExportV4)),
+        ("/fhir/Patient/$export-v4", kickoff::patient(ExportV4)),
+        ("/fhir/Group/{id}/$export-v4", kickoff::group(ExportV4)),
+        ("/fhir/Group/{id}/$davinci-data-export", kickoff::group(DavinciDataExport)),
         ("/fhir/Group", any(groups::collection)),
         ("/fhir/Group/_search", any(groups::search_by_post)),
         ("/fhir/Group/{id}", any(groups::instance)),

@@ -67,6 +67,10 @@ async fn poll(app: &Shared, job: &str, page: u32) -> Result<Response, Refusal> {
         | JobState::Merging
         | JobState::Finalizing => running(app, &view, page).await?,
         JobState::Complete => complete(app, &view, page).await?,
+        // A page that was published stays; the status of the job is told at its own URL, and behind the last page.
+        JobState::Failed if (2..=view.record.pages).contains(&page) => {
+            json(StatusCode::OK, JSON, &page_body(app, &view.record, page).await?)
+        }
         JobState::Failed => failed(view.record.error.as_ref()).into_response(),
         // The guard has refused these.
         JobState::Cancelled | JobState::Deleting | JobState::Gone => return Err(Refusal::no_such_job()),

@@ -188,8 +188,10 @@ async fn gr_03_pm_37_ko_27_what_the_coordinator_refuses() {
     fail(ErrorCode::NotFound, "there is no Group/none");
     let texts = world.get("/fhir/Group/none/$export", &GOOD).await.refused(404, "not-found");
     assert_eq!(texts, ["there is no Group/none"]);
-    fail(ErrorCode::NotFound, "there is no Patient/nope");
-    world.get("/fhir/Patient/$export", &GOOD).await.refused(400, "not-found");
+    fail(ErrorCode::NoSuchReference, "not on this server: Patient/nope (1 in all)");
+    for path in ["/fhir/Patient/$export", "/fhir/Group/g1/$export"] {
+        world.get(path, &GOOD).await.refused(400, "not-found");
+    }
     fail(ErrorCode::Throttled, "this client has 1 job running, which is its limit");
     let throttled = world.get("/fhir/$export", &GOOD).await;
     throttled.refused(429, "throttled");

@@ -126,7 +126,7 @@ async fn what_is_described_is_what_is_served() {
     assert_eq!(description["openapi"], "3.1.0");
     assert_eq!(description["servers"][0]["url"], PUBLIC);
     let paths = description["paths"].as_object().unwrap();
-    assert_eq!(paths.len(), 14);
+    assert_eq!(paths.len(), 15);
     let job = status_path(1).rsplit('/').next().unwrap().to_owned();
     for (template, item) in paths {
         let path = template.replace("{job}", &job).replace("{file}", "00000000000000a0");

@@ -10,7 +10,7 @@ use object_store::path::Path;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use crate::support::{PUBLIC, World, encode, record, status_path};
+use crate::support::{PUBLIC, World, encode, now, record, status_path};
 
 const CONTENT: &[u8] = b"{\"resourceType\":\"Patient\",\"id\":\"p1\"}\n";
 
@@ -140,8 +140,18 @@ async fn pp_07_pp_10_pages_are_guarded_like_the_status() {
     job.state = JobState::Failed;
     job.error = Some(JobError { code: ErrorCode::StorageFailed, message: "no".to_owned() });
     world.add_job(&job);
-    world.get(&page_path(2), &[]).await.refused(500, "processing");
-    world.get(&file_path, &[]).await.refused(404, "not-found");
+    // What was published stays (PP-03, PP-04); that the job failed is told at its status and behind its last page.
+    let second = world.get(&page_path(2), &[]).await;
+    assert_eq!((second.status.as_u16(), next(&second.json())), (200, Some(page_path(3))));
+    assert_eq!(world.get(&file_path, &[]).await.body(), CONTENT);
+    for path in [status_path(1), page_path(3)] {
+        world.get(&path, &[]).await.refused(500, "processing");
+    }
+    job.expires = Some(now());
+    world.add_job(&job);
+    for path in [page_path(2), file_path] {
+        world.get(&path, &[]).await.refused(410, "deleted");
+    }
 }
 
 #[tokio::test]

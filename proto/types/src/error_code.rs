@@ -33,11 +33,13 @@ pub enum ErrorCode {
     StorageFailed,
     /// A defect of this software.
     Internal,
+    /// The request is in order, but a parameter names something that does not exist, or that this client may not know of.
+    NoSuchReference,
 }
 
 impl ErrorCode {
     /// Every code; the position is its number on the wire, so the order is fixed.
-    pub const ALL: [ErrorCode; 14] = [
+    pub const ALL: [ErrorCode; 15] = [
         ErrorCode::Invalid,
         ErrorCode::NotSupported,
         ErrorCode::NotFound,
@@ -52,12 +54,13 @@ impl ErrorCode {
         ErrorCode::SourceChanged,
         ErrorCode::StorageFailed,
         ErrorCode::Internal,
+        ErrorCode::NoSuchReference,
     ];
 
     /// The HTTP status that carries it.
     pub fn http_status(self) -> u16 {
         match self {
-            ErrorCode::Invalid | ErrorCode::NotSupported => 400,
+            ErrorCode::Invalid | ErrorCode::NotSupported | ErrorCode::NoSuchReference => 400,
             ErrorCode::NotFound => 404,
             ErrorCode::Gone => 410,
             ErrorCode::Unauthenticated => 401,
@@ -77,7 +80,7 @@ impl ErrorCode {
         match self {
             ErrorCode::Invalid => "invalid",
             ErrorCode::NotSupported => "not-supported",
-            ErrorCode::NotFound => "not-found",
+            ErrorCode::NotFound | ErrorCode::NoSuchReference => "not-found",
             ErrorCode::Gone => "deleted",
             ErrorCode::Unauthenticated => "login",
             ErrorCode::Forbidden => "forbidden",
@@ -94,7 +97,7 @@ impl ErrorCode {
     /// The number of the gRPC status (<https://grpc.io/docs/guides/status-codes/>).
     pub fn grpc_status(self) -> i32 {
         match self {
-            ErrorCode::Invalid => 3,
+            ErrorCode::Invalid | ErrorCode::NoSuchReference => 3,
             ErrorCode::NotSupported => 12,
             ErrorCode::NotFound | ErrorCode::Gone => 5,
             ErrorCode::Unauthenticated => 16,
@@ -118,7 +121,8 @@ impl ErrorCode {
             | ErrorCode::Unauthenticated
             | ErrorCode::Forbidden
             | ErrorCode::Throttled
-            | ErrorCode::TooLarge => true,
+            | ErrorCode::TooLarge
+            | ErrorCode::NoSuchReference => true,
             ErrorCode::Unavailable
             | ErrorCode::Timeout
             | ErrorCode::SourceFailed
@@ -142,7 +146,8 @@ impl ErrorCode {
             | ErrorCode::SourceFailed
             | ErrorCode::SourceChanged
             | ErrorCode::StorageFailed
-            | ErrorCode::Internal => false,
+            | ErrorCode::Internal
+            | ErrorCode::NoSuchReference => false,
         }
     }
 
@@ -168,6 +173,7 @@ impl ErrorCode {
             ErrorCode::SourceChanged => "source-changed",
             ErrorCode::StorageFailed => "storage-failed",
             ErrorCode::Internal => "internal",
+            ErrorCode::NoSuchReference => "no-such-reference",
         }
     }
 }

@@ -131,6 +131,16 @@ pub enum Associated {
     RelevantProvenance,
 }
 
+/// What becomes of patients of the list `patient` that do not exist or are no members of the Group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub enum ForeignPatients {
+    /// The request is refused (PM-37).
+    #[default]
+    Refused,
+    /// They are left out, and each is named in the messages of the export (AT-08, AT-09, PV-04).
+    Reported,
+}
+
 /// An element to keep (`_elements`, PM-30): the name of a root element, of one type or of every type that has it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Element {
@@ -218,6 +228,8 @@ pub struct ExportRequest {
     pub attachment_base: Option<String>,
     /// What the members follow from, where the Group is a cohort; the coordinator finds it out when the job is made.
     pub cohort: Option<CohortPlan>,
+    /// What becomes of `patients` that are not there.
+    pub foreign_patients: ForeignPatients,
 }
 
 impl ExportRequest {
@@ -239,6 +251,7 @@ impl ExportRequest {
             remarks: Vec::new(),
             attachment_base: None,
             cohort: None,
+            foreign_patients: ForeignPatients::Refused,
         }
     }
 

@@ -49,6 +49,7 @@ pub struct Ask {
     /// Its form.
     pub form: Form,
     level: String,
+    name: Option<&'static str>,
     method: Option<Method>,
     parameters: Vec<(String, String, Value)>,
     raw_query: Option<String>,
@@ -63,6 +64,7 @@ impl Ask {
         Ask {
             form,
             level: level.to_owned(),
+            name: None,
             method: None,
             parameters: Vec::new(),
             raw_query: None,
@@ -71,11 +73,17 @@ impl Ask {
         }
     }
 
+    /// By another operation than that of the form, answered in the form's dialect all the same.
+    pub fn called(self, name: &'static str) -> Ask {
+        Ask { name: Some(name), ..self }
+    }
+
     /// With a parameter, in the element of its definition.
     pub fn with(self, name: &str, value: &str) -> Ask {
         let (element, typed) = match name {
             "_since" | "_until" => ("valueInstant", json!(value)),
             "patient" => ("valueReference", json!({ "reference": value })),
+            "exportType" => ("valueCanonical", json!(value)),
             "includeAssociatedData" if self.form == Form::V4 => {
                 ("valueCoding", json!({"system": ASSOCIATED, "code": value}))
             }
@@ -150,8 +158,8 @@ impl Ask {
 
     /// The URL of the operation without a query.
     pub fn operation(&self, base: &str) -> String {
-        let name = if self.form == Form::V4 { "$export-v4" } else { "$export" };
-        format!("{base}/{}{name}", self.level)
+        let usual = if self.form == Form::V4 { "export-v4" } else { "export" };
+        format!("{base}/{}${}", self.level, self.name.unwrap_or(usual))
     }
 
     /// The URL as called.

@@ -17,11 +17,12 @@ macro_rules! checks {
         ];
 
         mod tests {
-            use flatbed_tests::conformance::{Needs, prove, target::Target};
+            use flatbed_tests::conformance::{Needs, prove};
             $(#[tokio::test]
             async fn $any() -> anyhow::Result<()> {
                 let name = crate::named(concat!(module_path!(), "::", stringify!($any)));
-                let check = async { super::$any(Target::any().await?).await };
+                let target = flatbed_tests::conformance::target::Target::any();
+                let check = async { super::$any(target.await?).await };
                 prove(&crate::rows()?, &name, Needs::Anything, check).await
             })*
             $(#[tokio::test]
@@ -49,6 +50,7 @@ mod organised;
 mod parameters;
 mod partial;
 mod patients;
+mod payers;
 mod sizes;
 mod status;
 mod table;

@@ -170,7 +170,7 @@ async fn md_11_documentation() -> Result<()> {
         ("levels", "Group level"),
         ("formats", "outputFormat"),
         ("_since of Groups", "joined later"),
-        ("includeAssociatedData", "LatestProvenanceResources"),
+        ("includeAssociatedData", "includeAssociatedData"),
         ("partial success", "could not read"),
         ("deleted", "not reported as deleted"),
         ("times", "lastUpdated"),
@@ -178,6 +178,11 @@ async fn md_11_documentation() -> Result<()> {
     ] {
         ensure!(text.contains(words), "{topic}: {words} is not in {text}");
     }
+    // What is said of it is so.
+    let code = "LatestProvenanceResources";
+    let ask = Ask::new(Form::Get, PATIENT).with("_type", "Patient").with("includeAssociatedData", code);
+    let answer = t.send(&ask).await?;
+    ensure!(text.contains(code) == (answer.status == 202), answer.wrong(&text));
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! `allowPartialManifests` and linked manifests (rows PP).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use flatbed_tests::conformance::target::Target;
@@ -9,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 checks! {
     anything: [pm_62_booleans, pp_08_pages_of_a_complete_job],
-    fixture: [pp_02_to_12_many_pages],
+    fixture: [pp_02_to_12_many_pages, pp_07_pages_of_a_failed_job_stay],
 }
 
 /// A server whose files are so small that one manifest does not hold them.
@@ -127,4 +128,51 @@ async fn many_pages(t: &Target, form: Form) -> Result<u64> {
     t.delete(&done.status_url).await?.is(202)?;
     t.get(&second, &[]).await?.refused(404, &[]).context("PP-12")?;
     Ok(resources)
+}
+
+/// A job that has more files than it may, which its plan does not foresee: rows are larger than half of a file, so that each
+/// has one of its own. Pages appear before it fails, and stay.
+async fn pp_07_pages_of_a_failed_job_stay() -> Result<()> {
+    let t = Target::source("synthetic:patients=1000,seed=5", &["--max-files", "2500"]).await?;
+    let ask = Ask::new(Form::V4, SYSTEM)
+        .with("_type", "Immunization")
+        .with("allowPartialManifests", "true")
+        .with("_maximumFileSize", "1000");
+    let status_url = t.send(&ask).await?.accepted()?;
+    let mut first = None;
+    let failed = loop {
+        let answer = t.poll(&status_url).await?;
+        if answer.status != 202 {
+            break answer;
+        }
+        if first.is_none() && answer.media_type() == "application/json" {
+            let page = answer.json()?;
+            let early = t.poll(&next(&page)?.context("a page without next")?).await?;
+            ensure!(early.is(202)?.header("retry-after")?.parse::<u64>()? > 0, early.wrong("PP-11"));
+            first = Some(page);
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    };
+    failed.refused(400, &["_maximumFileSize"])?;
+    let mut page = first.context("PP-01: no page before the job failed")?;
+    let mut pages = 1;
+    loop {
+        for item in page["output"].as_array().into_iter().flatten().step_by(400) {
+            let url = item["url"].as_str().context("url")?;
+            ensure!(!t.file(url).await?.is_empty(), "PP-04: {url}");
+        }
+        let next = next(&page)?.context("the last page of a failed job")?;
+        let answer = t.get(&next, &[]).await?;
+        if answer.status != 200 {
+            answer.refused(400, &["_maximumFileSize"]).context("PP-07")?;
+            break;
+        }
+        let fixed_of_both = (fixed(&answer.json()?)?, fixed(&page)?);
+        ensure!(fixed_of_both.0 == fixed_of_both.1, "PP-06: {fixed_of_both:?}");
+        page = answer.json()?;
+        pages += 1;
+    }
+    ensure!(pages > 1, "no page behind the first");
+    t.delete(&status_url).await?.is(202)?;
+    Ok(())
 }

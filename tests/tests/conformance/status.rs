@@ -136,11 +136,12 @@ async fn st_08_a_failed_job() -> Result<()> {
     Ok(())
 }
 
-/// So many files would be needed that the job fails, for a reason that lies in the request.
-const TOO_MANY_FILES: (&str, &str) = ("_maximumFileSize", "1");
+/// So many files would be needed that the job fails at a server of few files, for a reason that lies in the request.
+const TOO_MANY_FILES: (&str, &str) = ("_maximumFileSize", "1000");
+const FEW_FILES: [&str; 2] = ["--max-files", "50"];
 
 async fn st_14_a_failed_job_with_separate_status() -> Result<()> {
-    let t = Target::source("synthetic:patients=60,seed=5", &[]).await?;
+    let t = Target::source("synthetic:patients=60,seed=5", &FEW_FILES).await?;
     for form in FORMS {
         let ask = Ask::new(form, SYSTEM).with(TOO_MANY_FILES.0, TOO_MANY_FILES.1);
         let classic = t.finished(&t.send(&ask).await?.accepted()?).await?;
@@ -155,7 +156,7 @@ async fn st_14_a_failed_job_with_separate_status() -> Result<()> {
 }
 
 async fn dl_10_a_failed_job_can_be_deleted() -> Result<()> {
-    let t = Target::source("synthetic:patients=60,seed=5", &[]).await?;
+    let t = Target::source("synthetic:patients=60,seed=5", &FEW_FILES).await?;
     let ask = Ask::new(Form::Get, SYSTEM).with(TOO_MANY_FILES.0, TOO_MANY_FILES.1);
     let job = t.send(&ask).await?.accepted()?;
     t.finished(&job).await?.refused(400, &[])?;

@@ -46,6 +46,7 @@ impl Job {
 
     pub(super) fn commit(
         &mut self,
+        now: Instant,
         reply: ReplyId,
         commit: CommitRecord,
         token: Token,
@@ -61,7 +62,11 @@ impl Job {
                 self.count_commit(&changes);
                 let mut effects = vec![Output::Reply(reply, CommitAnswer::Accepted(hi))];
                 effects.extend(self.losers(id, attempt));
-                return self.write(changes, effects);
+                self.write(changes, effects);
+                if let Some(error) = self.too_many_files() {
+                    self.fail(now, error);
+                }
+                return;
             }
             Verdict::Accept { .. } => CommitAnswer::Refused(Refusal::NotAllowed),
             // It may be on its way in a transaction that is not known to be applied: answer behind that.

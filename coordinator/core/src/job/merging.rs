@@ -11,10 +11,10 @@
 
 use std::collections::BTreeSet;
 
-use flatbed_types::job::{JobState, ObjectPointer};
+use flatbed_types::job::{JobError, JobState, ObjectPointer};
 use flatbed_types::layout::Writer;
 use flatbed_types::task::{MergeInput, MergePlan, MergeTask, OutputKind, OutputObject, TaskKind};
-use flatbed_types::{Instant, Nonce, Position, TaskId, caps};
+use flatbed_types::{ErrorCode, Instant, Nonce, Position, TaskId, caps};
 
 use super::{Busy, Job, JobCommit, Output, TaskInfo};
 use crate::merge::{self, Bounds, DataFile};
@@ -54,6 +54,29 @@ impl Job {
         };
         let tasks = merge::plan(files, self.settings.max_files, bounds);
         (!tasks.is_empty()).then(|| MergePlan { first_task: self.ledger.next_task().0, tasks })
+    }
+
+    /// Counts a file that will be one of the result whatever is joined: no two that are larger than half of what a file
+    /// may be fit into one, and those that pages list are not joined at all.
+    pub(super) fn count_if_lasting(&mut self, raw_bytes: u64) {
+        let Some(most) = self.record.request.max_file_bytes else { return };
+        if self.takes_pages() || raw_bytes > most / 2 {
+            self.lasting_files += 1;
+        }
+    }
+
+    /// Why a job cannot have the small files that it asks for: it has too many already. Its plan looked well, but sizes in
+    /// it are estimates.
+    pub(super) fn too_many_files(&self) -> Option<JobError> {
+        let most = self.record.request.max_file_bytes?;
+        if self.lasting_files <= self.settings.max_files as u64 {
+            return None;
+        }
+        let message = format!(
+            "files of at most {most} bytes would be more than {} files; ask for a larger _maximumFileSize",
+            self.settings.max_files
+        );
+        Some(JobError { code: ErrorCode::Invalid, message })
     }
 
     fn data_files(&self) -> Vec<DataFile> {

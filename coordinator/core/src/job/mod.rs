@@ -165,6 +165,8 @@ pub struct Job {
     merging: RoundProgress,
     folding: Folding,
     paging: Paging,
+    /// Files that no merge can make fewer, of a job that limits their size.
+    lasting_files: u64,
     hold: Hold,
     seq: u64,
     attempts: u32,
@@ -195,6 +197,7 @@ impl Job {
             merging: RoundProgress::default(),
             folding: Folding::default(),
             paging: Paging::default(),
+            lasting_files: 0,
             hold: Hold::Owner,
             seq: 0,
             attempts: 0,
@@ -246,7 +249,7 @@ impl Job {
             Input::Start | Input::Tick => {}
             Input::Broken(error) => self.fail(now, error),
             Input::Offer { holder, token } => self.offer(now, holder, token),
-            Input::Commit { reply, commit, token } => self.commit(reply, commit, token, out),
+            Input::Commit { reply, commit, token } => self.commit(now, reply, commit, token, out),
             Input::Complete { reply, task, attempt, token, result } => {
                 self.complete_task(Pending { replies: vec![reply], task, attempt, token, result }, out);
             }

@@ -40,13 +40,17 @@ impl Job {
         for change in changes {
             match change {
                 Change::PutCommit(_, commit) => {
+                    let outputs = || commit.payload.outputs.iter();
+                    if commit.payload.replaces.is_empty() {
+                        let data = outputs().filter(|output| output.kind == OutputKind::Data);
+                        data.for_each(|output| self.count_if_lasting(output.raw_bytes));
+                    }
                     let progress = match commit.payload.replaces.is_empty() {
                         true => self.rounds.get_mut(commit.payload.round as usize),
                         false => Some(&mut self.merging),
                     };
-                    let data = commit.payload.outputs.iter().filter(|output| output.kind == OutputKind::Data);
                     let Some(progress) = progress else { continue };
-                    for output in data {
+                    for output in outputs().filter(|output| output.kind == OutputKind::Data) {
                         progress.committed.rows += output.lines;
                         progress.committed.bytes += output.raw_bytes;
                     }

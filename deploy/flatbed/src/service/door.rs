@@ -54,6 +54,15 @@ impl PostDialect {
     }
 }
 
+/// `--attribution-types`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum AttributionTypes {
+    /// At least Group, Patient and Coverage.
+    Minimum,
+    /// Any.
+    Any,
+}
+
 /// Options of the door.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Clients")]
@@ -81,6 +90,10 @@ pub struct DoorArgs {
     /// Form of the answers to $export by POST: of Bulk Data 1.0 to 3.0, or of 4.0, which $export-v4 always gives.
     #[arg(long, value_name = "DIALECT", value_enum, default_value_t = PostDialect::Legacy)]
     pub post_dialect: PostDialect,
+
+    /// What the _type of an attribution list (exportType hl7.fhir.us.davinci-atr) has to name.
+    #[arg(long, value_name = "TYPES", value_enum, default_value_t = AttributionTypes::Minimum)]
+    pub attribution_types: AttributionTypes,
 
     /// Polls a minute of one job that a client may make in the long run, and at once; 0 for any number.
     #[arg(long, value_name = "N", default_value_t = 60)]
@@ -163,6 +176,7 @@ impl BoundDoor {
             lenient_headers: args.lenient_headers,
             post_dialect: args.post_dialect.dialect(),
             capabilities: CAPABILITIES,
+            any_attribution_types: args.attribution_types == AttributionTypes::Any,
             limits: args.limits(),
             ..GatewayOptions::new(self.public_url)
         };

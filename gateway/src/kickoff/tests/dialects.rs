@@ -32,7 +32,7 @@ fn pm_69_value_elements_of_4_0_are_those_of_the_definition() {
         (json!({"name": "_typeFilter", "valueUri": "Patient?gender=male"}), "valueString"),
         (text("allowPartialManifests", "true"), "valueBoolean"),
         (text("_minimumFileSize", "10"), "valuePositiveInt"),
-        (json!({"name": "_maximumFileSize", "valueInteger": 10}), "valuePositiveInt"),
+        (json!({"name": "_maximumFileSize", "valueInteger": 1_000}), "valuePositiveInt"),
         (text("patient", "Patient/p1"), "valueReference"),
         (json!({"name": "organizeOutputBy", "valueCode": "Patient"}), "valueString"),
     ];
@@ -87,10 +87,11 @@ fn pm_63_pm_64_file_sizes() {
     assert_eq!(sizes(both), (Some(10), Some(5_000_000_000)));
     let typed = [
         json!({"name": "_minimumFileSize", "valuePositiveInt": 10}),
-        json!({"name": "_maximumFileSize", "valuePositiveInt": 11}),
+        json!({"name": "_maximumFileSize", "valuePositiveInt": 1_000}),
     ];
-    assert_eq!(sizes(v4_at(Level::System, &typed)), (Some(10), Some(11)));
-    assert_eq!(sizes(post_at(Level::System, &typed)), (Some(10), Some(11)));
+    assert_eq!(sizes(v4_at(Level::System, &typed)), (Some(10), Some(1_000)));
+    assert_eq!(sizes(post_at(Level::System, &typed)), (Some(10), Some(1_000)));
+    assert_eq!(refused(get(&[("_maximumFileSize", "999")]), "_maximumFileSize"), ["invalid"]);
     for name in ["_minimumFileSize", "_maximumFileSize"] {
         for bad in ["0", "-1", "abc", "", "1.5", "1e3"] {
             assert_eq!(refused(get(&[(name, bad)]), name), ["invalid"], "{bad}");
@@ -100,7 +101,7 @@ fn pm_63_pm_64_file_sizes() {
             assert_eq!(refused(v4_at(Level::System, &[typed]), name), ["invalid"]);
         }
     }
-    for (least, most) in [("10", "5"), ("10", "10")] {
+    for (least, most) in [("2000", "1500"), ("1000", "1000")] {
         let refusal = get(&[("_minimumFileSize", least), ("_maximumFileSize", most)]);
         assert_eq!(refused(refusal, "_maximumFileSize"), ["invalid"], "{least} {most}");
     }

@@ -222,6 +222,44 @@ fn a_job_whose_files_are_lost_fails_and_one_that_cannot_look_waits() {
 }
 
 #[test]
+fn a_job_whose_small_files_become_too_many_fails_and_says_why() {
+    const MOST: u64 = 1 << 40;
+    // As it goes, and taken over by another coordinator on the way.
+    for taken_over in [false, true] {
+        let mut world = World::new(Level::Patient, Course { max_files: 5, ..Course::CALM });
+        world.stored.record.request.max_file_bytes = Some(MOST);
+        let mut job = world.claim();
+        let spec = granted(world.run_until(&mut job, is_extract));
+        let mut lo = spec.range.lo.clone();
+        let mut commit = |world: &mut World, job: &mut Job, segment: u32, raw_bytes| {
+            let hi = Position::At(vec![0, 0, segment as u8]);
+            let range = KeyRange { lo: std::mem::replace(&mut lo, hi.clone()), hi };
+            let Input::Commit { reply, mut commit, token } = world.commit(&spec, segment, range) else {
+                panic!("a commit")
+            };
+            commit.outputs.iter_mut().for_each(|output| output.raw_bytes = raw_bytes);
+            world.settle(job, NOW, Input::Commit { reply, commit, token });
+        };
+        for segment in 0..8 {
+            commit(&mut world, &mut job, segment, MOST / 2);
+        }
+        for segment in 8..13 {
+            commit(&mut world, &mut job, segment, MOST / 2 + 1);
+        }
+        assert_eq!(world.stored.record.state, JobState::Running, "two of half the size can be joined");
+        if taken_over {
+            world.epoch += 1;
+            job = world.load();
+        }
+        commit(&mut world, &mut job, 13, MOST);
+        assert_eq!(world.stored.record.state, JobState::Failed, "{taken_over}");
+        let error = world.stored.record.error.as_ref().unwrap();
+        assert_eq!(error.code, ErrorCode::Invalid);
+        assert!(error.message.contains("_maximumFileSize"), "{}", error.message);
+    }
+}
+
+#[test]
 fn who_is_told_to_leave_ends_what_is_queued_and_decides_nothing_more() {
     let (mut world, mut job, spec) = extracting();
     let prefix = KeyRange { lo: spec.range.lo.clone(), hi: Position::At(vec![0]) };
