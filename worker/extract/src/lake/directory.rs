@@ -4,7 +4,7 @@
 //! entry : varint shared key bytes, varint rest, rest bytes      (against the entry before)
 //!         flags u8, varint zigzag(lastUpdated - that of the entry before),
 //!         [varint zigzag(known since - lastUpdated)]
-//!         home row : varint line length (without \n), [list of patients], [list of references]
+//!         home row : varint line length (without \n), [list of patients], [list of references], [list of targets]
 //!         link     : varint len, least patient of the row
 //! list  : varint count, (varint len, bytes)*
 //! ```
@@ -25,6 +25,8 @@ pub(super) const SEVERAL: u8 = 2;
 pub(super) const REFERENCES: u8 = 4;
 /// The row is known since another moment than it states, which follows.
 const LATE: u8 = 16;
+/// The row is a Provenance, and what it targets is listed (`provenance`).
+pub(super) const TARGETS: u8 = 32;
 
 /// Appends a list of byte strings.
 pub(super) fn put_list(out: &mut Vec<u8>, items: &[Vec<u8>]) {
@@ -106,6 +108,7 @@ pub(super) struct Entry {
     home: Range<usize>,
     patients: Range<usize>,
     references: Range<usize>,
+    targets: Range<usize>,
 }
 
 impl Entry {
@@ -157,6 +160,7 @@ impl Directory {
                 home: 0..0,
                 patients: 0..0,
                 references: 0..0,
+                targets: 0..0,
             };
             let offset = |rest: &[u8]| bytes.len() - rest.len();
             if entry.is_link() {
@@ -166,7 +170,11 @@ impl Directory {
             } else {
                 entry.len = len_or_home;
                 start += len_or_home + 1;
-                for (flag, list) in [(SEVERAL, &mut entry.patients), (REFERENCES, &mut entry.references)] {
+                for (flag, list) in [
+                    (SEVERAL, &mut entry.patients),
+                    (REFERENCES, &mut entry.references),
+                    (TARGETS, &mut entry.targets),
+                ] {
                     if flags & flag != 0 {
                         let at = offset(rest);
                         skip_list(&mut rest)?;
@@ -196,6 +204,11 @@ impl Directory {
     /// The supporting resources that a home row refers to.
     pub(super) fn references(&self, entry: &Entry) -> io::Result<Vec<&[u8]>> {
         self.list(entry.references.clone())
+    }
+
+    /// What a home row targets, as `provenance` writes it.
+    pub(super) fn targets(&self, entry: &Entry) -> io::Result<Vec<&[u8]>> {
+        self.list(entry.targets.clone())
     }
 
     fn list(&self, range: Range<usize>) -> io::Result<Vec<&[u8]>> {
