@@ -121,7 +121,10 @@ resource came from) and only the current version counts; a `_since` in the futur
 `_since` applies to all members alike, also to those who joined later; a patient who left the Group is not \
 reported as deleted. Supporting resources come whatever their age. \
 **Filters**: `_typeFilter` takes the search parameters listed with each type; supporting resources are filtered like \
-all others of their type. `includeAssociatedData` takes LatestProvenanceResources and RelevantProvenanceResources. \
+all others of their type. `includeAssociatedData` takes LatestProvenanceResources and RelevantProvenanceResources: then \
+Provenance comes exactly as far as it targets what the parameters choose, whatever its age and whether or not `_type` \
+names it; supporting resources pull in none. Without it, Provenance of everything in the Patient compartments is exported \
+like any other type. \
 **Handling**: what is not known or supported is refused; with `Prefer: handling=lenient` it is ignored and told in the \
 message file. An export that could not read some resources is complete and names them there.";
 

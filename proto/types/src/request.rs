@@ -301,7 +301,9 @@ mod tests {
         assert!(!request.wants_type(ResourceType::PROVENANCE));
         for associated in [Associated::LatestProvenance, Associated::RelevantProvenance] {
             request.associated = associated;
-            assert!(request.wants_type(ResourceType::PROVENANCE) && request.associates(ResourceType::PROVENANCE));
+            assert!(
+                request.wants_type(ResourceType::PROVENANCE) && request.associates(ResourceType::PROVENANCE)
+            );
             assert!(!request.wants_type(ResourceType::DEVICE) && !request.associates(ResourceType::PATIENT));
         }
     }

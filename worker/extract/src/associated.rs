@@ -56,7 +56,9 @@ impl Association {
         let types: BTreeSet<ResourceType> = ResourceType::all().filter(is_returned).collect();
         let mut searches = BTreeMap::new();
         for resource_type in &types {
-            if let Some(shape) = Shape::of(request, *resource_type, long_rows)?.filter(|shape| shape.chooses()) {
+            if let Some(shape) =
+                Shape::of(request, *resource_type, long_rows)?.filter(|shape| shape.chooses())
+            {
                 searches.insert(*resource_type, shape);
             }
         }
@@ -153,7 +155,9 @@ mod tests {
             assert!(!returns(&of_patients, select, ResourceType::PATIENT, patients, 6), "not in _type");
             assert!(!returns(&of_patients, select, ResourceType::PROVENANCE, patients, 6));
         }
-        assert!(of_patients.search_on(OBSERVATION).is_some() && of_patients.search_on(ORGANIZATION).is_none());
+        assert!(
+            of_patients.search_on(OBSERVATION).is_some() && of_patients.search_on(ORGANIZATION).is_none()
+        );
         assert!(of_patients.counts(false) && of_patients.counts(true));
 
         let of_system = association(&request(Level::System, Associated::LatestProvenance)).unwrap();

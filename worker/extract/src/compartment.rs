@@ -349,7 +349,10 @@ mod tests {
         };
         let found = targets("Provenance");
         assert_eq!(found.targets, [&b"Observation\0o"[..], b"Organization\0g", b"Patient\0p"]);
-        assert_eq!((found.patients, found.supporting), (vec![b"p".to_vec()], vec![b"Organization\0g".to_vec()]));
+        assert_eq!(
+            (found.patients, found.supporting),
+            (vec![b"p".to_vec()], vec![b"Organization\0g".to_vec()])
+        );
         assert!(targets("Basic").targets.is_empty());
     }
 

@@ -504,7 +504,10 @@ mod tests {
         for (is_newest, home) in [(true, &b"p1"[..]), (false, b"")] {
             let item = Located { is_newest, resource_type: b"Observation", home, id: b"o.1" }.encode();
             let back = Located::decode(&item).unwrap();
-            assert_eq!((back.is_newest, back.resource_type, back.home, back.id), (is_newest, &b"Observation"[..], home, &b"o.1"[..]));
+            assert_eq!(
+                (back.is_newest, back.resource_type, back.home, back.id),
+                (is_newest, &b"Observation"[..], home, &b"o.1"[..])
+            );
         }
         assert!(Located::decode(b"").is_err() && Located::decode(b"\x01Observation\0p").is_err());
     }

@@ -149,7 +149,8 @@ impl Associates {
     /// Whether a Provenance is the newest of a target.
     fn is_newest(&mut self, provenance: &str, target: &[u8]) -> io::Result<bool> {
         let kinds = [Kind::Provenance, Kind::Audit];
-        let parsed = kinds.into_iter().find_map(|kind| Some((kind, parse_any_id(kind, provenance.as_bytes())?)));
+        let parsed =
+            kinds.into_iter().find_map(|kind| Some((kind, parse_any_id(kind, provenance.as_bytes())?)));
         let Some((kind, (ordinal, _))) = parsed else { return Ok(false) };
         let of = match kind {
             Kind::Audit => self.population.region_of(kind, ordinal),
@@ -169,7 +170,8 @@ impl Associates {
         let population = self.population;
         let places: Vec<Place> = match kind {
             Kind::Audit => {
-                let standing = population.of_region(kind, of).filter(|ordinal| population.stands(kind, *ordinal));
+                let standing =
+                    population.of_region(kind, of).filter(|ordinal| population.stands(kind, *ordinal));
                 standing.map(|ordinal| Place { kind, ordinal, index: 0 }).collect()
             }
             _ => {

@@ -113,7 +113,10 @@ impl Assembly {
             most: scan.most,
             no_room: false,
             shape: scan.shape.clone(),
-            associates: scan.associated.clone().map(|of| Associates::new(population, of, scan.select.clone())),
+            associates: scan
+                .associated
+                .clone()
+                .map(|of| Associates::new(population, of, scan.select.clone())),
             tally: Tally::default(),
             latency,
             left_of_page: 0,
