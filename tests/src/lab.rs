@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use crate::folder::{self, Export};
-use crate::oracle::{Level, Query, Store};
+use crate::oracle::{Associated, Level, Query, Store};
 use crate::process::{ExportCommand, Finished};
 
 /// A lake and what can be exported from it. The index lasts as long as the lab, so that only the first export makes it.
@@ -94,5 +94,10 @@ fn query_options(query: &Query) -> Vec<String> {
     query.since.iter().for_each(|since| push("--since", since.to_string()));
     query.until.iter().for_each(|until| push("--until", until.to_string()));
     query.searches.iter().for_each(|search| push("--type-filter", search.text()));
+    match query.associated {
+        Associated::Unasked => {}
+        Associated::Latest => push("--include-associated-data", "LatestProvenanceResources".to_owned()),
+        Associated::Relevant => push("--include-associated-data", "RelevantProvenanceResources".to_owned()),
+    }
     options
 }

@@ -5,8 +5,8 @@ use std::time::{Duration, SystemTime};
 use anyhow::Result;
 use flatbed_tests::lab::Lab;
 use flatbed_tests::lake;
-use flatbed_tests::oracle::{Level, Query};
-use flatbed_tests::population::{Population, patient};
+use flatbed_tests::oracle::{Associated, Level, Query};
+use flatbed_tests::population::{Population, patient, uuid};
 use serde_json::json;
 
 fn lab() -> Result<Lab> {
@@ -33,6 +33,7 @@ fn lab() -> Result<Lab> {
         for (id, subject) in contracts {
             population.add(&json!({"resourceType": "Contract", "id": id, "subject": subject}));
         }
+        provenance(&mut population);
         population.write(folder, "ndjson.zst")?;
         // What has no lastUpdated changed when its file did.
         let moment = SystemTime::UNIX_EPOCH + Duration::from_secs(1_717_200_000);
@@ -43,6 +44,58 @@ fn lab() -> Result<Lab> {
         }
         Ok(())
     })
+}
+
+/// Of one resource and of many, of one patient and of several, old and new, of what is not there and of each other.
+fn provenance(population: &mut Population) {
+    let mut add = |id: &str, recorded: &str, targets: &[String]| {
+        let targets: Vec<_> = targets.iter().map(|target| json!({"reference": target})).collect();
+        population.add(&json!({"resourceType": "Provenance", "id": id, "meta": {"lastUpdated": recorded},
+            "recorded": recorded, "target": targets, "agent": [{"who": {"reference": "Organization/managing"}}]}));
+    };
+    let encounter = |patient: usize, visit: usize| format!("Encounter/{}", uuid(10, patient * 100 + visit));
+    for n in 0..20 {
+        let both = [encounter(n, 0), encounter(n + 1, 1), "Encounter/nowhere".to_owned()];
+        add(&format!("both-{n}"), &format!("2020-01-{:02}T00:00:00Z", n + 1), &both);
+        let own = [encounter(n, 0), encounter(n, 2), format!("Patient/{}", patient(n))];
+        add(&format!("own-{n}"), &format!("2024-0{}-01T00:00:00Z", 1 + n % 9), &own);
+        add(&format!("about-{n}"), "2021-01-01T00:00:00Z", &[format!("Provenance/own-{n}")]);
+    }
+    add("same-moment", "2024-01-01T00:00:00Z", &[encounter(0, 0)]);
+    add("managing", "2020-01-01T00:00:00Z", &["Organization/managing".to_owned()]);
+    add("even", "2020-01-01T00:00:00Z", &["Group/even".to_owned()]);
+}
+
+/// PM-44, PM-45, PM-47, PM-59: what is associated follows what the other parameters leave, whatever they are.
+#[test]
+fn provenance_follows_what_is_returned() -> Result<()> {
+    let lab = lab()?;
+    let even = || Query::of(Level::Group("even".to_owned()));
+    let since = Some("2024-06-01T00:00:00Z".parse()?);
+    let (p, q) = (patient(4), patient(5));
+    let queries = [
+        Query::of(Level::System),
+        Query::of(Level::System).types(&["Organization"]),
+        Query { since, ..Query::of(Level::System).types(&["Encounter"]) },
+        Query::of(Level::Patient),
+        Query::of(Level::Patient).types(&["Provenance", "Patient"]),
+        Query { since, ..Query::of(Level::Patient) },
+        Query { until: since, ..Query::of(Level::Patient).types(&["Encounter"]) },
+        Query::of(Level::Patient).patients([p.as_str()]),
+        Query::of(Level::Patient).patients([p.as_str(), q.as_str()]),
+        even(),
+        Query { since, ..even().types(&["Encounter"]) },
+    ];
+    for query in queries {
+        for associated in [Associated::Relevant, Associated::Latest, Associated::Unasked] {
+            let query = query.clone().associated(associated);
+            let export = lab.check(&query, &[])?.export;
+            let named = query.types.is_empty() || query.types.contains("Provenance");
+            let asked = named || associated != Associated::Unasked;
+            assert_eq!(export.lines.count("Provenance") > 0, asked, "{query:?}");
+        }
+    }
+    Ok(())
 }
 
 #[test]

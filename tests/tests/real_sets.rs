@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use flatbed_tests::lab::Lab;
 use flatbed_tests::oracle::compartment::{parameters_of_definition, parameters_of_table};
-use flatbed_tests::oracle::{Level, Query};
+use flatbed_tests::oracle::{Associated, Level, Query};
 use flatbed_tests::population::Population;
 use flatbed_tests::{lake, real};
 use serde_json::{Value, json};
@@ -64,6 +64,28 @@ fn davinci_atr_at_system_and_patient_level() -> Result<()> {
 #[test]
 fn us_core_at_system_and_patient_level() -> Result<()> {
     system_and_patient_levels("us-core-3.1.1")
+}
+
+/// Sets whose Provenance names hundreds of targets, and what of it belongs to what is returned.
+#[test]
+fn pm_44_provenance_of_what_is_returned() -> Result<()> {
+    for name in ["pysynthea-30", "us-core-3.1.1"] {
+        let lab = lab_of(name)?;
+        for associated in [Associated::Relevant, Associated::Latest] {
+            for level in [Level::System, Level::Patient] {
+                lab.check(&Query::of(level.clone()).associated(associated), &[])?;
+                let some =
+                    Query::of(level).types(&["Condition", "AllergyIntolerance"]).associated(associated);
+                let export = lab.check(&some, &[])?.export;
+                if set(name)?.is_some() {
+                    assert!(export.lines.count("Provenance") > 0, "{name}");
+                }
+            }
+        }
+        let none = Query::of(Level::Patient).types(&["Coverage"]).associated(Associated::Relevant);
+        lab.check(&none, &[])?;
+    }
+    Ok(())
 }
 
 /// Another server's export of the same patients counted the same, but for the two types that each of them deduplicates

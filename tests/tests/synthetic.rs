@@ -3,7 +3,7 @@
 
 use anyhow::Result;
 use flatbed_tests::lab::Lab;
-use flatbed_tests::oracle::{Level, Query};
+use flatbed_tests::oracle::{Associated, Level, Query};
 use flatbed_tests::process::{EXPORT_TIME, flatbed, run};
 
 const PATIENTS: &str = "150";
@@ -21,6 +21,14 @@ fn every_level(lab: &Lab) -> Result<()> {
     lab.check(&Query::of(Level::Patient), &[])?;
     let since = Some("2025-07-01T00:00:00Z".parse()?);
     lab.check(&Query { since, ..Query::of(Level::Patient) }, &[])?;
+    for associated in [Associated::Relevant, Associated::Latest] {
+        let since = Some("2025-07-01T00:00:00Z".parse()?);
+        let some = Query::of(Level::Patient).types(&["Claim", "Patient"]).associated(associated);
+        let export = lab.check(&Query { since, ..some.clone() }, &[])?.export;
+        assert!(export.lines.count("Provenance") > 0);
+        lab.check(&some, &[])?;
+        lab.check(&Query::of(Level::System).associated(associated), &[])?;
+    }
     let groups = lab.store.ids("Group");
     assert!(groups.len() >= 4, "{groups:?}");
     for group in groups {

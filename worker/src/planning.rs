@@ -13,7 +13,7 @@ use flatbed_proto::wire::lease::{CompleteRequest, PlanResult, complete_request};
 use flatbed_proto::wire::types as wire;
 use flatbed_types::job::{JobError, ObjectPointer, SourcePin};
 use flatbed_types::request::{FhirId, ForeignPatients};
-use flatbed_types::task::{OutputKind, OutputObject};
+use flatbed_types::task::{LaneSurvey, OutputKind, OutputObject};
 use flatbed_types::{ErrorCode, Level, Nonce, ResourceType, layout};
 use prost::Message;
 use tokio::runtime::Handle;
@@ -49,8 +49,7 @@ pub(crate) fn run(context: &Context, runtime: &Handle, running: &Running) -> Res
     if running.is_revoked() {
         return Ok(End::Known);
     }
-    let window = Window { since: grant.request.since, until: grant.request.until };
-    let mut lanes = snapshot.survey(&window).map_err(source_error)?;
+    let mut lanes = survey(grant, snapshot.as_ref())?;
     if grant.request.by_patient {
         let organised = organise::survey(&lanes, |of| grant.request.wants_type(of));
         lanes = organised.into_iter().collect();
@@ -86,6 +85,21 @@ pub(crate) fn run(context: &Context, runtime: &Handle, running: &Running) -> Res
         files: each_to_wire(&files),
     };
     complete(context, runtime, running, complete_request::Result::Plan(plan))
+}
+
+/// What there is to read. What comes because it is associated with other rows comes whatever its age.
+fn survey(grant: &Grant, snapshot: &dyn Snapshot) -> Result<Vec<LaneSurvey>, JobError> {
+    let request = &grant.request;
+    let window = Window { since: request.since, until: request.until };
+    let is_associated = |survey: &LaneSurvey| request.associates(survey.lane.resource_type);
+    let mut lanes = snapshot.survey(&window).map_err(source_error)?;
+    if !window.is_open() && request.associates(ResourceType::PROVENANCE) {
+        lanes.retain(|survey| !is_associated(survey));
+        let whole = snapshot.survey(&Window::default()).map_err(source_error)?;
+        lanes.extend(whole.into_iter().filter(is_associated));
+        lanes.sort_by_key(|survey| survey.lane);
+    }
+    Ok(lanes)
 }
 
 /// Reports the result of a task that is no extract. Whatever is decided, the attempt is over.

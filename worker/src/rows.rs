@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use flatbed_extract::associated::Association;
 use flatbed_extract::organise::Organised;
 use flatbed_extract::shape::{Locate, Shape};
 use flatbed_extract::source::{Patients, RowReader, Window};
@@ -33,6 +34,8 @@ impl Rows {
             0 => Window { since: request.since, until: request.until },
             _ => Window::default(),
         };
+        // Association runs last: the age of what is associated does not count (PM-59).
+        let associated = Association::of(request, &context.long_rows).map_err(internal)?;
         let locate = locate(grant);
         let shape = |of: ResourceType| {
             Shape::with_attachments(request, of, &context.long_rows, locate.as_ref()).map_err(internal)
@@ -40,8 +43,11 @@ impl Rows {
         if lane.section == Section::Organised {
             let types = snapshot.types().into_iter().filter(|of| request.wants_type(*of));
             let types = types.map(|of| Ok((of, shape(of)?))).collect::<Result<Vec<_>, JobError>>()?;
-            return Ok(Rows::Organised(Organised::new(snapshot, types, &select, window, most(grant))));
+            let organised = Organised::new(snapshot, types, &select, window, most(grant));
+            return Ok(Rows::Organised(organised.associated(associated)));
         }
+        let associated = associated.filter(|_| request.associates(lane.resource_type));
+        let window = if associated.is_some() { Window::default() } else { window };
         let shape = shape(lane.resource_type)?;
         let scan = Scan {
             lane,
@@ -51,6 +57,7 @@ impl Rows {
             references: request.follows_references(),
             deflated: grant.codec == Codec::Gzip,
             shape,
+            associated,
             patients: Patients::Together,
             most: most(grant),
         };

@@ -151,7 +151,10 @@ fn documentation(capabilities: Capabilities) -> String {
         (
             "includeAssociatedData",
             capabilities.associated_data,
-            "takes LatestProvenanceResources and RelevantProvenanceResources",
+            "takes LatestProvenanceResources and RelevantProvenanceResources: then Provenance comes exactly as far as \
+             it targets what the parameters choose, whatever its age and whether or not `_type` names it; supporting \
+             resources pull in none. Without it, Provenance of everything in the Patient compartments is exported like \
+             any other type",
         ),
         ("organizeOutputBy", capabilities.organized_output, "takes Patient"),
         ("allowPartialManifests", capabilities.partial_manifests, "lets manifests come in pages"),

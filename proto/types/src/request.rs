@@ -255,9 +255,16 @@ impl ExportRequest {
         }
     }
 
-    /// Whether rows of this type are asked for.
+    /// Whether rows of this type are asked for, by `_type` or as associated data.
     pub fn wants_type(&self, resource_type: ResourceType) -> bool {
-        resource_type.is_exportable() && (self.types.is_empty() || self.types.contains(&resource_type))
+        let is_named = self.types.is_empty() || self.types.contains(&resource_type);
+        resource_type.is_exportable() && (is_named || self.associates(resource_type))
+    }
+
+    /// Whether rows of this type come because they are associated with others that are returned, whatever their own
+    /// age and whether or not `_type` names them (PM-44, PM-59).
+    pub fn associates(&self, resource_type: ResourceType) -> bool {
+        resource_type == ResourceType::PROVENANCE && self.associated != Associated::Unasked
     }
 
     /// Whether the export follows references to supporting resources: those of some patients only, since a
@@ -305,6 +312,20 @@ mod tests {
             ["", "Patient", "Patient.", "Patient.name.family", "patient.name", "Nothing.id", "a b", ".id"]
         {
             assert_eq!(wrong.parse::<Element>(), Err(InvalidElement), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn pm_44_provenance_that_is_asked_for_comes_whatever_the_types() {
+        let mut request = ExportRequest::everything(Level::System);
+        request.types = [ResourceType::PATIENT].into();
+        assert!(!request.wants_type(ResourceType::PROVENANCE));
+        for associated in [Associated::LatestProvenance, Associated::RelevantProvenance] {
+            request.associated = associated;
+            assert!(
+                request.wants_type(ResourceType::PROVENANCE) && request.associates(ResourceType::PROVENANCE)
+            );
+            assert!(!request.wants_type(ResourceType::DEVICE) && !request.associates(ResourceType::PATIENT));
         }
     }
 

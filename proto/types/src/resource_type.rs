@@ -27,6 +27,8 @@ impl ResourceType {
     pub const PARAMETERS: ResourceType = ResourceType::of("Parameters");
     /// The `Bundle` type.
     pub const BUNDLE: ResourceType = ResourceType::of("Bundle");
+    /// Says where other resources come from (`includeAssociatedData`).
+    pub const PROVENANCE: ResourceType = ResourceType::of("Provenance");
 
     /// The type with this name; for names known when the program is built, since an unknown one stops it.
     pub const fn of(name: &str) -> ResourceType {

@@ -38,6 +38,17 @@ pub enum Level {
     Group(String),
 }
 
+/// Which Provenance is asked for (`includeAssociatedData`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Associated {
+    /// Whatever the rest of the query says of the type.
+    Unasked,
+    /// Of each resource that is returned the newest.
+    Latest,
+    /// All of what is returned.
+    Relevant,
+}
+
 /// A request as the oracle sees it.
 #[derive(Debug, Clone)]
 pub struct Query {
@@ -53,6 +64,8 @@ pub struct Query {
     pub patients: BTreeSet<String>,
     /// `_typeFilter`; several on one type are alternatives.
     pub searches: Vec<Search>,
+    /// `includeAssociatedData`.
+    pub associated: Associated,
 }
 
 impl Query {
@@ -65,7 +78,14 @@ impl Query {
             until: None,
             patients: BTreeSet::new(),
             searches: Vec::new(),
+            associated: Associated::Unasked,
         }
+    }
+
+    /// The same, with Provenance of what is returned.
+    pub fn associated(mut self, associated: Associated) -> Query {
+        self.associated = associated;
+        self
     }
 
     /// The same, of some types.
@@ -112,6 +132,10 @@ struct Resource {
     references: BTreeSet<(String, String)>,
     /// What searches ask for.
     codes: BTreeMap<String, String>,
+    /// Of a Provenance: what it targets.
+    targets: BTreeSet<(String, String)>,
+    /// Of a Provenance: when it was recorded.
+    recorded: Option<Timestamp>,
 }
 
 /// A folder, read.
@@ -136,7 +160,20 @@ impl Store {
             lake::each_line(lake::open(&path)?, |line| store.add(line, file_time))
                 .with_context(|| path.display().to_string())?;
         }
+        store.settle_provenance();
         Ok(store)
+    }
+
+    /// Provenance belongs to the compartments of what it targets (PM-47); what it targets does not follow it any further.
+    fn settle_provenance(&mut self) {
+        let mut more: Vec<(usize, BTreeSet<String>)> = Vec::new();
+        for (index, resource) in self.resources.iter().enumerate() {
+            // The members of a Group do not come together because somebody wrote down where it is from.
+            let targets = resource.targets.iter().filter(|(kind, _)| kind != "Group");
+            let found = targets.filter_map(|target| self.by_key.get(target));
+            more.push((index, found.flat_map(|target| self.resources[*target].patients.clone()).collect()));
+        }
+        more.into_iter().for_each(|(index, patients)| self.resources[index].patients.extend(patients));
     }
 
     fn add(&mut self, line: &[u8], file_time: Timestamp) -> Result<()> {
@@ -158,9 +195,13 @@ impl Store {
             named: named_patients(&value),
             references,
             codes: search::codes(&value),
+            targets: BTreeSet::new(),
+            recorded: None,
             resource_type,
             id,
         };
+        let resource =
+            if resource.resource_type == "Provenance" { about(resource, &value) } else { resource };
         if resource.resource_type == "Group" {
             self.rosters.insert(resource.id.clone(), Roster::read(&value));
         }
@@ -221,9 +262,15 @@ impl Store {
         for (index, resource) in self.resources.iter().enumerate() {
             let covered = self.is_covered(resource, query, asked.as_ref());
             let wanted = query.wants_type(&resource.resource_type) && query.wants_content(resource);
+            if query.associated != Associated::Unasked && resource.resource_type == "Provenance" {
+                continue;
+            }
             if covered && wanted && query.wants_moment(resource) {
                 emitted.insert(index);
             }
+        }
+        if query.associated != Associated::Unasked {
+            self.add_associated(query, asked.as_ref(), &mut emitted);
         }
         if query.level != Level::System {
             self.add_supporting(query, asked.as_ref(), &mut emitted);
@@ -262,6 +309,37 @@ impl Store {
         }
     }
 
+    fn add_associated(&self, query: &Query, asked: Option<&BTreeSet<String>>, emitted: &mut BTreeSet<usize>) {
+        let provenance: Vec<usize> = (0..self.resources.len())
+            .filter(|index| self.resources[*index].resource_type == "Provenance")
+            .collect();
+        let mut newest: HashMap<&(String, String), usize> = HashMap::new();
+        for index in &provenance {
+            for target in &self.resources[*index].targets {
+                let rank = |of: usize| {
+                    let Resource { recorded, changed, id, .. } = &self.resources[of];
+                    (*recorded, *changed, id.clone())
+                };
+                let best = newest.entry(target).or_insert(*index);
+                if rank(*index) > rank(*best) {
+                    *best = *index;
+                }
+            }
+        }
+        let returned = emitted.clone();
+        for index in provenance {
+            let comes = self.resources[index].targets.iter().any(|target| {
+                let is_returned = self.by_key.get(target).is_some_and(|found| returned.contains(found));
+                let belongs = query.level == Level::System || target.0 != "Group";
+                let counts = query.associated == Associated::Relevant || newest.get(target) == Some(&index);
+                is_returned && belongs && counts
+            });
+            if comes && self.is_covered(&self.resources[index], query, asked) {
+                emitted.insert(index);
+            }
+        }
+    }
+
     fn add_supporting(&self, query: &Query, asked: Option<&BTreeSet<String>>, emitted: &mut BTreeSet<usize>) {
         let mut frontier: Vec<usize> = emitted.iter().copied().collect();
         for _ in 0..ROUNDS {
@@ -295,6 +373,17 @@ impl Store {
             got.total()
         );
         Ok(())
+    }
+}
+
+/// What a Provenance is about, and when it was recorded.
+fn about(resource: Resource, value: &Value) -> Resource {
+    let targets = value["target"].as_array().into_iter().flatten();
+    let named = targets.filter_map(|target| relative_reference(target["reference"].as_str()?));
+    Resource {
+        targets: named.map(|(kind, id)| (kind.to_owned(), id.to_owned())).collect(),
+        recorded: value["recorded"].as_str().and_then(|text| text.parse().ok()),
+        ..resource
     }
 }
 

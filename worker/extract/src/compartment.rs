@@ -96,8 +96,13 @@ pub struct Belonging {
     pub named: Vec<Vec<u8>>,
     /// The keys (`type ‖ 0x00 ‖ id`) of supporting resources that it refers to, sorted, each once.
     pub supporting: Vec<Vec<u8>>,
+    /// Of a Provenance: the keys of the resources that it targets, sorted, each once. Through them it belongs to further
+    /// patients, which are not in `patients`.
+    pub targets: Vec<Vec<u8>>,
 }
 
+/// Where a Provenance names what it is about.
+pub const TARGET: &[u8] = b"target";
 /// Types whose lookup is remembered while one resource is read: some refer to thousands of others, of few types.
 const REMEMBERED: usize = 16;
 
@@ -106,6 +111,7 @@ pub struct Collect {
     paths: &'static [&'static str],
     found: Belonging,
     names_patients: bool,
+    has_targets: bool,
     remembered: [Option<ResourceType>; REMEMBERED],
 }
 
@@ -136,7 +142,8 @@ impl Compartment {
         }
         let paths = if resource_type == ResourceType::GROUP { &[] } else { self.paths(resource_type) };
         let names_patients = flatbed_types::lane::is_supporting(resource_type);
-        Collect { paths, found, names_patients, remembered: [None; REMEMBERED] }
+        let has_targets = resource_type == ResourceType::PROVENANCE;
+        Collect { paths, found, names_patients, has_targets, remembered: [None; REMEMBERED] }
     }
 }
 
@@ -150,6 +157,9 @@ impl Collect {
             return;
         };
         let Some(resource_type) = self.type_named(name) else { return };
+        if self.has_targets && path == TARGET && resource_type.is_exportable() {
+            self.found.targets.push(key_of(resource_type, id));
+        }
         if resource_type == ResourceType::PATIENT {
             if self.paths.iter().any(|member| member.as_bytes() == path) {
                 self.found.patients.push(id.to_vec());
@@ -157,12 +167,7 @@ impl Collect {
                 self.found.named.push(id.to_vec());
             }
         } else if flatbed_types::lane::is_supporting(resource_type) {
-            let name = resource_type.name().as_bytes();
-            let mut key = Vec::with_capacity(name.len() + 1 + id.len());
-            key.extend_from_slice(name);
-            key.push(0);
-            key.extend_from_slice(id);
-            self.found.supporting.push(key);
+            self.found.supporting.push(key_of(resource_type, id));
         }
     }
 
@@ -180,12 +185,23 @@ impl Collect {
         if !self.found.patients.is_empty() {
             self.found.named.clear();
         }
-        for list in [&mut self.found.patients, &mut self.found.named, &mut self.found.supporting] {
+        let Belonging { patients, named, supporting, targets } = &mut self.found;
+        for list in [patients, named, supporting, targets] {
             list.sort_unstable();
             list.dedup();
         }
         self.found
     }
+}
+
+/// `type ‖ 0x00 ‖ id`.
+fn key_of(resource_type: ResourceType, id: &[u8]) -> Vec<u8> {
+    let name = resource_type.name().as_bytes();
+    let mut key = Vec::with_capacity(name.len() + 1 + id.len());
+    key.extend_from_slice(name);
+    key.push(0);
+    key.extend_from_slice(id);
+    key
 }
 
 /// Type name (as written) and id of a relative reference (`Type/id`, `Type/id/_history/version`).
@@ -310,6 +326,34 @@ mod tests {
             let found = patients("Observation", "o", &[("subject", reference)]);
             assert_eq!(!found.is_empty(), patient, "{reference}");
         }
+    }
+
+    #[test]
+    fn targets_are_those_of_a_provenance() {
+        let targets = |kind_of: &str| {
+            let mut collect = COMPARTMENT.belonging(kind(kind_of), "v");
+            for (path, reference) in [
+                ("target", "Observation/o/_history/2"),
+                ("target", "Observation/o"),
+                ("target", "Patient/p"),
+                ("target", "Organization/g"),
+                ("target", "Nothing/x"),
+                ("target", "http://x/Observation/y"),
+                ("target", "Bundle/b"),
+                ("entity.what", "Observation/z"),
+                ("contained.target", "Observation/z"),
+            ] {
+                collect.reference(path.as_bytes(), reference.as_bytes());
+            }
+            collect.finish()
+        };
+        let found = targets("Provenance");
+        assert_eq!(found.targets, [&b"Observation\0o"[..], b"Organization\0g", b"Patient\0p"]);
+        assert_eq!(
+            (found.patients, found.supporting),
+            (vec![b"p".to_vec()], vec![b"Organization\0g".to_vec()])
+        );
+        assert!(targets("Basic").targets.is_empty());
     }
 
     #[test]

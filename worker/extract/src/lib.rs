@@ -4,6 +4,7 @@
 //! thread of its own: a reader blocks while its source does, and whoever takes the pieces decides how far it
 //! may run ahead. Stored resources are bytes on this path; only building a lake's ordered copy looks inside.
 
+pub mod associated;
 pub mod bundle;
 pub mod cohort;
 pub mod compartment;

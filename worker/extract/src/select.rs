@@ -70,6 +70,31 @@ pub fn decide_for_each(
     Ok(if is_of_job { in_window(window, changed) } else { Verdict::Elsewhere })
 }
 
+/// What becomes of a row that belongs to these patients (sorted, at least one): the answer of the one who decides.
+pub fn decide_row(
+    select: &Select,
+    window: &Window,
+    changed: impl Into<Change>,
+    patients: &[&[u8]],
+) -> io::Result<Verdict> {
+    let mut deciding = None;
+    match select {
+        Select::All | Select::Keys { .. } => deciding = patients.first(),
+        Select::Members(list) | Select::EveryPatient(list) => {
+            for patient in patients {
+                if list.contains(patient)? {
+                    deciding = Some(patient);
+                    break;
+                }
+            }
+        }
+    }
+    match deciding {
+        Some(patient) => decide_compartment_row(select, window, changed, patient, patients),
+        None => Ok(Verdict::Elsewhere),
+    }
+}
+
 /// A row of the lane of Patients under one of its patients.
 pub struct PatientRow<'a> {
     /// Under whom it stands.
@@ -148,7 +173,10 @@ mod tests {
                 (false, true) => vec![Verdict::Withheld],
                 (false, false) => vec![Verdict::Emit],
             };
-            prop_assert_eq!(verdicts, expected);
+            prop_assert_eq!(&verdicts, &expected);
+            let together =
+                decide_row(&select, &Window::default(), Instant::from_millis(0), &patients).unwrap();
+            prop_assert_eq!(together, expected.first().copied().unwrap_or(Verdict::Elsewhere));
         }
     }
 

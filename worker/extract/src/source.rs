@@ -7,6 +7,7 @@ use flatbed_types::request::FhirId;
 use flatbed_types::task::LaneSurvey;
 use flatbed_types::{ErrorCode, Instant, KeyRange, Lane, Position, ResourceType, caps};
 
+use crate::associated::Association;
 use crate::keylist::KeyList;
 use crate::piece::Piece;
 use crate::shape::Shape;
@@ -280,7 +281,10 @@ pub struct Scan {
     pub references: bool,
     /// What becomes of the rows that it regards; `None` for rows as they are.
     pub shape: Option<Arc<Shape>>,
-    /// Whether `Body::Deflated` may be given where it costs nothing; never where patients are kept apart.
+    /// Of a lane of Provenance: only rows that are associated with what this returns; the others count as filtered.
+    pub associated: Option<Arc<Association>>,
+    /// Whether `Body::Deflated` may be given where it costs nothing; never where patients are kept apart or rows are
+    /// associated with others.
     pub deflated: bool,
     /// Whether patients are kept apart.
     pub patients: Patients,
@@ -298,6 +302,7 @@ impl Scan {
             window: Window::default(),
             references: false,
             shape: None,
+            associated: None,
             deflated: false,
             patients: Patients::Together,
             most: caps::DEFLATE_SEGMENT,

@@ -156,10 +156,9 @@ impl DoorArgs {
     }
 }
 
-/// What our workers can do for a request. Which Provenance belongs to which resource no source knows yet: asking for it is
-/// refused by name.
+/// What our workers can do for a request, whatever the source.
 pub const CAPABILITIES: Capabilities =
-    Capabilities { organized_output: true, associated_data: false, partial_manifests: true };
+    Capabilities { organized_output: true, associated_data: true, partial_manifests: true };
 
 /// A door whose address is taken.
 pub struct BoundDoor {

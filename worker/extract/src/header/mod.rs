@@ -86,6 +86,8 @@ pub struct Header {
     pub version: Field,
     /// Whether the `url` of an Attachment is a relative reference to a Binary.
     pub names_binary: bool,
+    /// `recorded`, which a Provenance has; the first where it is repeated.
+    pub recorded: Field,
 }
 
 /// Hears every string property named `reference`: the keys of the objects around it joined by dots (arrays do
@@ -161,6 +163,7 @@ enum Wanted {
     Id,
     LastUpdated,
     Version,
+    Recorded,
 }
 
 struct Scanner<'a, 'b, R> {
@@ -299,6 +302,7 @@ impl<'a, 'b, R: BufRead> Scanner<'a, 'b, R> {
         match self.stack.len() {
             1 if key == b"resourceType" => Wanted::ResourceType,
             1 if key == b"id" => Wanted::Id,
+            1 if key == b"recorded" => Wanted::Recorded,
             2 if self.path == b"meta.lastUpdated" => Wanted::LastUpdated,
             2 if self.path == b"meta.versionId" => Wanted::Version,
             _ => Wanted::Nothing,
@@ -338,6 +342,9 @@ impl<'a, 'b, R: BufRead> Scanner<'a, 'b, R> {
             Wanted::Id => (&mut self.header.id, "id"),
             Wanted::LastUpdated => (&mut self.header.last_updated, "meta.lastUpdated"),
             Wanted::Version => (&mut self.header.version, "meta.versionId"),
+            // It names no resource: readers may differ about it.
+            Wanted::Recorded if self.header.recorded != Field::Absent => return Ok(()),
+            Wanted::Recorded => (&mut self.header.recorded, "recorded"),
             Wanted::Nothing | Wanted::Reference | Wanted::AttachmentUrl => return Ok(()),
         };
         if *field != Field::Absent {

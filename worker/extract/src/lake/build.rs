@@ -1,10 +1,13 @@
 //! First use of a lake, and every use after it changed: reads what is needed, and makes a new generation.
 //!
 //! A type is redone as a whole when any file that holds or held it changed; the files of all other lanes are
-//! shared with the generation before. Files that did not change are read again only for types that are redone.
+//! shared with the generation before. Files that did not change are read again only for types that are redone. Provenance
+//! is redone with any type of what it targets, for it belongs to the patients of that.
 //! The rows do not depend on the number of threads nor on whether they were put into order at once or in steps; since
 //! when they are known, and what was deleted, follows from the generation before. Types with absent rows are always
 //! redone: whether they can be found now is not seen in the listing.
+
+mod lanes;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs::File;
@@ -13,23 +16,23 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use flatbed_types::{Instant, Lane, ResourceType};
+use flatbed_types::{Instant, ResourceType};
 
+use self::lanes::AllRead;
 use super::catalog::{
     Before, FileEntry, Generation, LaneEntry, Settings, TypeEntry, absent_file_name, by_path, gone_file_name,
-    lane_file_name, problems_file_name,
+    problems_file_name,
 };
-use super::changes::{Changes, Moments, Note};
+use super::changes::{Changes, Note};
 use super::collect::{Collected, Collector, Outcome, Reading, push_problem};
 use super::disk::{disk_error, is_damage};
 use super::duplicates::{Conflict, Found, resolve};
-use super::former::FormerLane;
-use super::gone::GoneReader;
 use super::history::{self, Names, Settling, Written};
 use super::list::{Listed, Listing, Place, Stamp};
 use super::merge::Merged;
-use super::order::{Ordered, Sources, write_lanes};
+use super::order::Ordered;
 use super::problems::{ProblemWriter, Stored};
+use super::provenance;
 use super::read::read_error;
 use super::record::{Origin, Types};
 use super::snapshot::OpenGeneration;
@@ -108,6 +111,9 @@ impl Build<'_> {
         for (index, _) in &fresh {
             let entry = files.entries[*index].lock().unwrap_or_else(PoisonError::into_inner);
             redone.extend(entry.iter().flat_map(FileEntry::types));
+        }
+        if self.base.is_some_and(|base| base.generation.targets_any(&redone)) {
+            redone.insert(ResourceType::PROVENANCE);
         }
         let holds = |entry: &FileEntry| entry.types().any(|held| redone.contains(&held));
         let again: Vec<Task<'_>> = kept
@@ -266,12 +272,13 @@ impl Build<'_> {
             .filter_map(|entry| entry.into_inner().unwrap_or_else(PoisonError::into_inner))
             .collect();
         let (mut rows, mut identities, mut problems) = (Vec::new(), Vec::new(), Vec::new());
-        let mut spools = Vec::new();
+        let (mut spools, mut provenance) = (Vec::new(), provenance::Collected::default());
         let mut bytes = 0;
         for part in collected {
             rows.push(part.rows);
             identities.push(part.identities);
             problems.push(part.problems);
+            part.provenance.finish(&mut provenance).map_err(disk)?;
             spools.push(part.spool);
             bytes += part.bytes;
         }
@@ -286,23 +293,14 @@ impl Build<'_> {
         let problems_name = problems_file_name(self.number, self.mark);
         write_problems(problems, &dead, &self.folder.join(&problems_name)).map_err(disk)?;
 
-        let rows = Merged::new(rows).map_err(disk)?;
-        let former = self.former(redone).map_err(|error| self.base_error(error))?;
-        let moments = self.moments();
-        let sources =
-            Sources { rows, spools: &spools, resolved: &resolved, dead: &dead, bytes, moments, former };
-        let name = |lane| lane_file_name(self.number, self.mark, lane);
-        let ordered = write_lanes(sources, self.folder, &name, self.threads, &mut changes, self.progress)
-            .map_err(|error| self.base_error(error))?;
+        let targeted = self.targeted(redone, &provenance);
+        let read = AllRead { rows, bytes, provenance, spools: &spools, resolved: &resolved, dead: &dead };
+        let ordered = self.order(read, redone, &mut changes).map_err(|error| self.base_error(error))?;
         let is_partial = Generation::is_partial(&entries, &self.listing.obstacles);
         let written =
             self.write_history(redone, is_partial, changes).map_err(|error| self.base_error(error))?;
-        self.generation(entries, redone, ordered, written, problems_name).map_err(disk)
-    }
-
-    fn moments(&self) -> Moments {
-        let has_clients = self.base.is_some() || self.is_after_a_loss;
-        Moments { seen: has_clients.then_some(self.seen), time: self.time }
+        let generation = self.generation(entries, redone, ordered, written, problems_name).map_err(disk)?;
+        Ok(Generation { targeted, ..generation })
     }
 
     /// The error of a step that reads the generation before, which is damaged where that is what it says.
@@ -314,18 +312,6 @@ impl Build<'_> {
             }
             _ => disk_error(&error),
         }
-    }
-
-    /// What the generation before had in the lanes that are made anew.
-    fn former(&self, redone: &BTreeSet<ResourceType>) -> io::Result<BTreeMap<Lane, FormerLane>> {
-        let Some(base) = self.base else { return Ok(BTreeMap::new()) };
-        let mut lanes: BTreeSet<Lane> = base.lanes.keys().chain(base.absent.keys()).copied().collect();
-        lanes.retain(|lane| redone.contains(&lane.resource_type));
-        let open = |lane: Lane| {
-            let absent = GoneReader::new(base.absent.get(&lane))?;
-            Ok((lane, FormerLane::new(lane.section, base.lanes.get(&lane).cloned(), absent)?))
-        };
-        lanes.into_iter().map(open).collect()
     }
 
     fn write_history(
@@ -395,6 +381,7 @@ impl Build<'_> {
             absent: written.absent,
             undecided: written.undecided,
             known_from: written.forgotten.map_or(known_from, |from| known_from.max(from.nanos())),
+            targeted: Vec::new(),
         })
     }
 

@@ -17,7 +17,7 @@ use super::list::{Listed, Listing};
 use crate::source::SourceError;
 
 /// Version of all formats of an index. Another one is built anew.
-const FORMAT: u32 = 5;
+const FORMAT: u32 = 6;
 /// Generations kept for the tasks of plans that were made from them. They share lanes that did not change.
 pub(super) const KEPT: usize = 16;
 /// Generations kept whatever their number of files.
@@ -129,11 +129,18 @@ pub(super) struct Generation {
     pub(super) undecided: u64,
     /// From when on deletions are known, in nanoseconds since 1970.
     pub(super) known_from: i64,
+    /// Types of what Provenance targets: whose it is depends on their rows.
+    pub(super) targeted: Vec<String>,
 }
 
 impl Generation {
     pub(super) fn time(&self) -> Instant {
         Instant::from_nanos(self.time)
+    }
+
+    /// Whether rows of Provenance target rows of one of these types.
+    pub(super) fn targets_any(&self, types: &BTreeSet<ResourceType>) -> bool {
+        types.iter().any(|of| self.targeted.iter().any(|name| name == of.name()))
     }
 
     /// Whether it was made from exactly these files, all of which could be read.

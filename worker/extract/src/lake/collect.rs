@@ -17,6 +17,7 @@ use super::disk::{Spool, Spooled};
 use super::lines::{Heard, Line, Lines, Stop, open_plain};
 use super::list::Listed;
 use super::problems::Stored;
+use super::provenance::{self, Found};
 use super::record::{Origin, Payload, Row, Types, deletion_key, identity_key, section_number};
 use crate::compartment::{Belonging, Compartment};
 use crate::header::{Header, Malformed, check_utf8, scan_line, scan_stream};
@@ -29,6 +30,8 @@ const PROBLEM_BUDGET: usize = 1 << 20;
 const TICK_LINES: u64 = 4096;
 /// Share of the budget that is for identities, which are small against rows.
 const IDENTITY_SHARE: usize = 8;
+/// Share that is for Provenance, of which there is little.
+const PROVENANCE_SHARE: usize = 8;
 
 /// One reading of one file.
 pub(super) struct Reading<'a> {
@@ -70,7 +73,9 @@ pub(super) struct Collected {
     pub(super) rows: Sorted,
     pub(super) identities: Sorted,
     pub(super) problems: Sorted,
+    pub(super) provenance: provenance::Collecting,
     pub(super) spool: Arc<File>,
+    /// Of rows that are no Provenance.
     pub(super) bytes: u64,
 }
 
@@ -83,6 +88,7 @@ struct Rows {
     rows: Sorter,
     identities: Sorter,
     problems: Sorter,
+    provenance: provenance::Collecting,
     bytes: u64,
     key: Vec<u8>,
     value: Vec<u8>,
@@ -97,7 +103,7 @@ impl Collector {
         scratch: &Path,
         budget: usize,
     ) -> io::Result<Collector> {
-        let identity_budget = budget / IDENTITY_SHARE;
+        let (identity_budget, provenance_budget) = (budget / IDENTITY_SHARE, budget / PROVENANCE_SHARE);
         Ok(Collector {
             spool: Spool::new(scratch)?,
             rows: Rows {
@@ -105,9 +111,10 @@ impl Collector {
                 max_line,
                 compartment,
                 types: Types::new(),
-                rows: Sorter::new(scratch, budget - identity_budget),
+                rows: Sorter::new(scratch, budget - identity_budget - provenance_budget),
                 identities: Sorter::new(scratch, identity_budget),
                 problems: Sorter::new(scratch, PROBLEM_BUDGET),
+                provenance: provenance::Collecting::new(scratch, provenance_budget),
                 bytes: 0,
                 key: Vec::new(),
                 value: Vec::new(),
@@ -186,6 +193,7 @@ impl Collector {
             rows: self.rows.rows.finish()?,
             identities: self.rows.identities.finish()?,
             problems: self.rows.problems.finish()?,
+            provenance: self.rows.provenance,
             spool: self.spool.file(),
             bytes: self.rows.bytes,
         })
@@ -224,6 +232,8 @@ struct Identity {
     changed: Instant,
     version: Option<String>,
     names_binary: bool,
+    /// Of a Provenance: when it was recorded, where that is an instant.
+    recorded: Option<Instant>,
 }
 
 /// A reason to leave a line out: issue type, message.
@@ -332,7 +342,6 @@ impl Rows {
             collect.reference(&pair[..path], &pair[path..]);
             rest = tail;
         }
-        self.bytes += bytes.len() as u64;
         let origin = Origin { unit: about.unit, line: number };
         let fingerprint = line_fingerprint(bytes);
         self.push(origin, &identity, &collect.finish(), fingerprint, Payload::Line(bytes)).map(Ok)
@@ -374,7 +383,6 @@ impl Rows {
             let len = buffer.len();
             io::BufRead::consume(&mut reader, len);
         }
-        self.bytes += place.len;
         let origin = Origin { unit: about.unit, line: number };
         let payload = Payload::Spooled(self.number, place);
         self.push(origin, &identity, &collect.finish(), hasher.digest128(), payload).map(Ok)
@@ -427,7 +435,8 @@ impl Rows {
         };
         let version = header.version.text().map(str::to_owned);
         let names_binary = header.names_binary;
-        Ok(Ok(Some(Identity { resource_type, id, changed, version, names_binary })))
+        let recorded = header.recorded.text().and_then(|text| text.parse().ok());
+        Ok(Ok(Some(Identity { resource_type, id, changed, version, names_binary, recorded })))
     }
 
     fn push(
@@ -443,6 +452,13 @@ impl Rows {
         let mut key = std::mem::take(&mut self.key);
         identity_key(&mut key, type_number, id, identity.changed, identity.version.as_deref(), origin);
         self.identities.push(&key, &fingerprint.to_le_bytes())?;
+        if identity.resource_type == ResourceType::PROVENANCE {
+            self.key = key;
+            let (changed, recorded) = (identity.changed, identity.recorded);
+            let found = Found { origin, id, changed, recorded, fingerprint, payload };
+            return self.provenance.push(&found, belonging);
+        }
+        self.bytes += payload.len();
 
         let mut lists = Vec::new();
         let mut flags = if identity.names_binary { NAMES_BINARY } else { 0 };
@@ -458,16 +474,17 @@ impl Rows {
             put_list(&mut lists, &belonging.supporting);
         }
         let changed = identity.changed;
-        Row { origin, fingerprint, changed, flags, lists: &lists, payload }.encode(&mut self.value);
+        let row = Row { origin, fingerprint, belongs: 0, changed, flags, lists: &lists, payload };
+        row.encode(&mut self.value);
         let section = if belonging.patients.is_empty() { Section::Standalone } else { Section::Compartment };
         let lane = [type_number, section_number(section)];
-        row_key(&mut key, lane, belonging.patients.first(), id);
+        row_key(&mut key, lane, belonging.patients.first(), id.as_bytes());
         self.rows.push(&key, &self.value)?;
         if let Some((least, others)) = belonging.patients.split_first() {
             let payload = Payload::Link(least);
-            Row { origin, fingerprint, changed, flags: 0, lists: &[], payload }.encode(&mut self.value);
+            Row { flags: 0, lists: &[], payload, ..row }.encode(&mut self.value);
             for other in others {
-                row_key(&mut key, lane, Some(other), id);
+                row_key(&mut key, lane, Some(other), id.as_bytes());
                 self.rows.push(&key, &self.value)?;
             }
         }
@@ -500,14 +517,14 @@ impl Rows {
 }
 
 /// The key of a row in the sort: its lane, then its key in the lane.
-fn row_key(out: &mut Vec<u8>, lane: [u8; 2], patient: Option<&Vec<u8>>, id: &str) {
+pub(super) fn row_key(out: &mut Vec<u8>, lane: [u8; 2], patient: Option<&Vec<u8>>, id: &[u8]) {
     out.clear();
     out.extend_from_slice(&lane);
     if let Some(patient) = patient {
         out.extend_from_slice(patient);
         out.push(0);
     }
-    out.extend_from_slice(id.as_bytes());
+    out.extend_from_slice(id);
 }
 
 /// Adds a problem to a sorter, with the reading that it stems from.

@@ -4,7 +4,7 @@
 //! entry : varint shared key bytes, varint rest, rest bytes      (against the entry before)
 //!         flags u8, varint zigzag(lastUpdated - that of the entry before),
 //!         [varint zigzag(known since - lastUpdated)]
-//!         home row : varint line length (without \n), [list of patients], [list of references]
+//!         home row : varint line length (without \n), [list of patients], [list of references], [list of targets]
 //!         link     : varint len, least patient of the row
 //! list  : varint count, (varint len, bytes)*
 //! ```
@@ -27,6 +27,8 @@ pub(super) const REFERENCES: u8 = 4;
 const LATE: u8 = 16;
 /// An attachment of the row has a relative reference to a Binary for its URL. (8 is a flag of blocks.)
 pub(super) const NAMES_BINARY: u8 = 32;
+/// The row is a Provenance, and what it targets is listed (`provenance`).
+pub(super) const TARGETS: u8 = 64;
 
 /// Appends a list of byte strings.
 pub(super) fn put_list(out: &mut Vec<u8>, items: &[Vec<u8>]) {
@@ -108,6 +110,7 @@ pub(super) struct Entry {
     home: Range<usize>,
     patients: Range<usize>,
     references: Range<usize>,
+    targets: Range<usize>,
 }
 
 impl Entry {
@@ -159,6 +162,7 @@ impl Directory {
                 home: 0..0,
                 patients: 0..0,
                 references: 0..0,
+                targets: 0..0,
             };
             let offset = |rest: &[u8]| bytes.len() - rest.len();
             if entry.is_link() {
@@ -168,7 +172,11 @@ impl Directory {
             } else {
                 entry.len = len_or_home;
                 start += len_or_home + 1;
-                for (flag, list) in [(SEVERAL, &mut entry.patients), (REFERENCES, &mut entry.references)] {
+                for (flag, list) in [
+                    (SEVERAL, &mut entry.patients),
+                    (REFERENCES, &mut entry.references),
+                    (TARGETS, &mut entry.targets),
+                ] {
                     if flags & flag != 0 {
                         let at = offset(rest);
                         skip_list(&mut rest)?;
@@ -198,6 +206,11 @@ impl Directory {
     /// The supporting resources that a home row refers to.
     pub(super) fn references(&self, entry: &Entry) -> io::Result<Vec<&[u8]>> {
         self.list(entry.references.clone())
+    }
+
+    /// What a home row targets, as `provenance` writes it.
+    pub(super) fn targets(&self, entry: &Entry) -> io::Result<Vec<&[u8]>> {
+        self.list(entry.targets.clone())
     }
 
     fn list(&self, range: Range<usize>) -> io::Result<Vec<&[u8]>> {

@@ -1,7 +1,7 @@
 //! What the generation before had, lane by lane in order of keys, beside the rows of the one that is being made.
 //!
-//! A row that stands under the same key with the same bytes is the same row: the settings are the same too, so its
-//! patients are. Rows that were absent because a part of the lake could not be read stand among the others. Memory: one
+//! A row that stands under the same key with the same hash is the same row, of the same patients: of most rows these
+//! follow from the bytes, since the settings are the same too, and of the others they are in the hash. Rows that were absent because a part of the lake could not be read stand among the others. Memory: one
 //! directory.
 
 use std::cmp::Ordering;

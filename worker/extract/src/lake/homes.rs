@@ -22,16 +22,18 @@ pub(super) struct Homes {
     deciding: HashMap<Vec<u8>, Vec<u8>>,
 }
 
-fn remembered<T: Clone>(
-    cache: &mut Vec<(usize, T)>,
-    block: usize,
+/// What is loaded of a block; of those of the cache, `most`, the one that was loaded first goes.
+pub(super) fn remembered<K: PartialEq, T: Clone>(
+    cache: &mut Vec<(K, T)>,
+    most: usize,
+    block: K,
     load: impl FnOnce() -> io::Result<T>,
 ) -> io::Result<T> {
     if let Some((_, found)) = cache.iter().find(|(index, _)| *index == block) {
         return Ok(found.clone());
     }
     let loaded = load()?;
-    if cache.len() >= BLOCKS {
+    if cache.len() >= most {
         cache.remove(0);
     }
     cache.push((block, loaded.clone()));
@@ -43,12 +45,12 @@ impl Homes {
     pub(super) fn directory(&mut self, lane: &LaneFile, key: &[u8]) -> io::Result<(usize, Arc<Directory>)> {
         let block = lane.block_of(key).ok_or_else(dangling)?;
         let load = || lane.directory(&lane.blocks[block]).map(Arc::new);
-        Ok((block, remembered(&mut self.directories, block, load)?))
+        Ok((block, remembered(&mut self.directories, BLOCKS, block, load)?))
     }
 
     /// The plain bytes of a block that is not long.
     pub(super) fn plain(&mut self, lane: &LaneFile, block: usize) -> io::Result<Arc<Vec<u8>>> {
-        remembered(&mut self.plains, block, || lane.plain(&lane.blocks[block]).map(Arc::new))
+        remembered(&mut self.plains, BLOCKS, block, || lane.plain(&lane.blocks[block]).map(Arc::new))
     }
 
     /// The least patient of a row that is in the list, of the row's patients in order.

@@ -268,6 +268,15 @@ impl LaneFile {
         }
     }
 
+    /// The plain bytes of a block of one long row.
+    pub(super) fn long_row(&self, block: &Block) -> io::Result<Vec<u8>> {
+        let mut plain = Vec::with_capacity(block.raw_len() as usize);
+        for run in 0..block.runs.len() {
+            plain.extend_from_slice(&self.plain_run(block, run)?);
+        }
+        Ok(plain)
+    }
+
     /// The only block in which this key may stand.
     pub(super) fn block_of(&self, key: &[u8]) -> Option<usize> {
         let index = self.blocks.partition_point(|block| block.last.as_slice() < key);

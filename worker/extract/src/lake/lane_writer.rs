@@ -109,6 +109,8 @@ pub(super) struct HomeRow<'a> {
     /// The lists that `flags` announces, encoded.
     pub(super) lists: &'a [u8],
     pub(super) fingerprint: u128,
+    /// What the next generation knows the row by.
+    pub(super) hash: u64,
     /// Length of the line without `\n`.
     pub(super) len: u64,
 }
@@ -158,28 +160,28 @@ impl<'p> LaneWriter<'p> {
         Ok(())
     }
 
-    /// A link under another patient to the row under its least one. Of the row its key, change and fingerprint count.
+    /// A link under another patient to the row under its least one. Of the row its key, change and hash count.
     pub(super) fn link(&mut self, row: &HomeRow<'_>, home: &[u8]) -> io::Result<()> {
         if self.directory.len() >= DIRECTORY_LIMIT {
             self.end_block()?;
         }
-        self.enter(row.key, LINK, row.fingerprint);
+        self.enter(row.key, LINK, row.hash);
         self.directory.link(row.key, row.changed, home);
         Ok(())
     }
 
-    fn enter(&mut self, key: &[u8], flags: u8, fingerprint: u128) {
+    fn enter(&mut self, key: &[u8], flags: u8, hash: u64) {
         if self.directory.len() == 0 {
             self.block.first = key.to_vec();
         }
         self.block.last.clear();
         self.block.last.extend_from_slice(key);
         self.block.flags |= flags;
-        self.hashes.extend_from_slice(&row_hash(fingerprint).to_le_bytes());
+        self.hashes.extend_from_slice(&hash.to_le_bytes());
     }
 
     fn enter_home(&mut self, row: &HomeRow<'_>) {
-        self.enter(row.key, row.flags, row.fingerprint);
+        self.enter(row.key, row.flags, row.hash);
         self.directory.home(row.key, row.changed, row.flags, row.len, row.lists);
         let block = &mut self.block;
         block.homes += 1;
@@ -283,11 +285,6 @@ impl<'p> LaneWriter<'p> {
 
 fn wait(answer: &Receiver<io::Result<Packed>>) -> io::Result<Packed> {
     answer.recv().map_err(|_| io::Error::other("the compressing threads ended"))?
-}
-
-/// What of a row's fingerprint the next generation knows it by.
-pub(super) fn row_hash(fingerprint: u128) -> u64 {
-    fingerprint as u64
 }
 
 fn empty_block() -> Block {

@@ -3,8 +3,9 @@
 //! At first use the lake is put into patient order: a copy of its rows, by lanes, with a catalogue
 //! (`decisions.md` 12). Everything is read from the copy. A build goes: [`list`] the files; [`lines`] of each
 //! are checked and taken apart by [`collect`] on all threads into external sorts ([`record`]); [`duplicates`]
-//! are resolved; [`order`] merges the sorts and writes one [`lane_file`] a lane ([`lane_writer`], [`directory`]);
-//! the [`catalog`] is replaced last. A generation knows what the one before had ([`former`]): [`changes`] notes since
+//! are resolved; [`order`] merges the sorts and writes one [`lane_file`] a lane ([`lane_writer`], [`directory`]),
+//! those of Provenance last, which belongs to the patients of what it is about ([`provenance`]); the [`catalog`] is
+//! replaced last. A generation knows what the one before had ([`former`]): [`changes`] notes since
 //! when rows are known, and [`history`] what was deleted ([`gone`]), also by what the lake itself says
 //! ([`deletions`]). [`read`] gives ranges of lanes out, with [`homes`] for rows of several patients; [`snapshot`] answers the rest.
 //!
@@ -32,11 +33,14 @@ mod list;
 mod merge;
 mod order;
 mod problems;
+mod provenance;
 mod read;
 mod record;
 mod snapshot;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests_associated;
 #[cfg(test)]
 mod tests_build;
 #[cfg(test)]

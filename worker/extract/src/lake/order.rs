@@ -15,7 +15,7 @@ use super::directory::SEVERAL;
 use super::duplicates::Resolved;
 use super::former::FormerLane;
 use super::gone::{Gone, take_list};
-use super::lane_writer::{HomeRow, JobQueue, LaneWriter, Packer, row_hash};
+use super::lane_writer::{HomeRow, JobQueue, LaneWriter, Packer};
 use super::merge::Merged;
 use super::record::{Payload, Row, Types};
 use crate::source::{Change, Progress};
@@ -169,7 +169,7 @@ fn change_of(
     if is_new_here && moments.seen.is_some() && !matches!(row.payload, Payload::Link(_)) {
         changes.note(lane.resource_type, id_in(lane.section, key), Note::Present)?;
     }
-    let same = before.filter(|before| before.hash == row_hash(row.fingerprint));
+    let same = before.filter(|before| before.hash == row.hash());
     Ok(Change { stated, known: same.map_or_else(|| moments.known(stated), |same| same.since) })
 }
 
@@ -180,8 +180,8 @@ fn write_row(
     row: &Row<'_>,
     spools: &[Arc<File>],
 ) -> io::Result<u64> {
-    let mut home =
-        HomeRow { key, changed, flags: row.flags, lists: row.lists, fingerprint: row.fingerprint, len: 0 };
+    let Row { flags, lists, fingerprint, .. } = *row;
+    let mut home = HomeRow { key, changed, flags, lists, fingerprint, hash: row.hash(), len: 0 };
     match row.payload {
         Payload::Link(least) => writer.link(&home, least)?,
         Payload::Line(mut line) => {

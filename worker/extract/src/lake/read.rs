@@ -1,19 +1,24 @@
 //! Reads a range of a lane: blocks that are wanted whole are passed on as they are stored, others row by row
-//! by their directory. No JSON is parsed, and nothing outside the range and the selection is inflated.
+//! by their directory. No JSON is parsed, and nothing outside the range and the selection is inflated, but for what is
+//! asked of rows (`shape`) and of what they target ([`associated`]).
 
+mod associated;
 mod pick;
 
 use std::io;
 use std::sync::Arc;
+use std::time;
 
 use bytes::Bytes;
 use flatbed_types::position::patient_of;
-use flatbed_types::{Instant, Position, Section};
+use flatbed_types::{Instant, Position, ResourceType, Section};
 
+use self::associated::Targets;
 use self::pick::{home_key, is_mixed};
 use super::directory::{Directory, Entry, NAMES_BINARY, REFERENCES};
 use super::homes::{Homes, home_entry};
 use super::lane_file::{Block, LaneFile};
+use super::snapshot::OpenGeneration;
 use crate::piece::{Body, Piece, line_fingerprint};
 use crate::select::Verdict;
 use crate::shape::Shape;
@@ -33,6 +38,10 @@ pub(super) struct LaneReader {
     long: Option<LongRow>,
     out: Assembly,
     homes: Homes,
+    /// Of a scan of what is associated with other rows.
+    targets: Option<Targets>,
+    /// When the present piece was begun.
+    begun: time::Instant,
     silent: usize,
     done: bool,
 }
@@ -127,14 +136,20 @@ impl Assembly {
 }
 
 impl LaneReader {
-    pub(super) fn new(lane: Arc<LaneFile>, scan: Scan) -> Result<LaneReader, SourceError> {
+    /// A scan of a lane of this generation.
+    pub(super) fn new(
+        open: &Arc<OpenGeneration>,
+        lane: Arc<LaneFile>,
+        scan: Scan,
+    ) -> Result<LaneReader, SourceError> {
         let by_patient = matches!(scan.select, Select::Members(_) | Select::EveryPatient(_));
         let fits = match scan.lane.section {
             Section::Compartment => !matches!(scan.select, Select::Keys { .. }),
             Section::Standalone => !by_patient && scan.patients == Patients::Together,
             Section::Organised => false,
         };
-        if !fits {
+        let has_targets = scan.lane.resource_type == ResourceType::PROVENANCE;
+        if !fits || (scan.associated.is_some() && !has_targets) {
             return Err(SourceError::failed("this selection cannot be made in this section of a lane"));
         }
         let mut prefix = scan.lane.resource_type.name().as_bytes().to_vec();
@@ -154,6 +169,7 @@ impl LaneReader {
             next: scan.range.lo.clone(),
             most: scan.most,
         };
+        let associated = scan.associated.clone();
         Ok(LaneReader {
             lane,
             scan,
@@ -163,6 +179,8 @@ impl LaneReader {
             long: None,
             out,
             homes: Homes::default(),
+            targets: associated.map(|associated| Targets::new(associated, open.clone())),
+            begun: time::Instant::now(),
             silent: 0,
             done: false,
         })
@@ -185,7 +203,7 @@ impl LaneReader {
                 Some(Current::Rows { block, directory, at, verdicts, plain }) => {
                     self.take_rows(block, directory, at, verdicts, plain)?
                 }
-                None if self.silent >= SILENT_BLOCKS => Step::Give,
+                None if self.silent >= SILENT_BLOCKS || self.is_late() => Step::Give,
                 None => self.enter_block()?,
             };
             if matches!(step, Step::Give) {
@@ -224,7 +242,8 @@ impl LaneReader {
     /// Whether a block may be given out as it is stored, if all of its rows are wanted.
     fn is_given_whole(&self, block: &Block) -> bool {
         let fits = block.homes == 1 || block.raw_len() <= self.scan.most as u64;
-        fits && self.shape_of(block.flags).is_none() && !self.is_apart() && !block.is_long()
+        let is_as_stored = self.shape_of(block.flags).is_none() && self.targets.is_none();
+        fits && is_as_stored && !self.is_apart() && !block.is_long()
     }
 
     /// Decides what to do with the next block of the range.
@@ -353,7 +372,7 @@ impl LaneReader {
                     return Ok(Step::Give);
                 }
             }
-            match verdicts[at] {
+            match self.associate(&lane, &directory, entry, verdicts[at])? {
                 Verdict::Elsewhere => {}
                 Verdict::Filtered => self.out.filtered += 1,
                 Verdict::Withheld => self.out.withheld += 1,
@@ -391,6 +410,10 @@ impl LaneReader {
                 return Ok(Step::On);
             }
             self.out.next = Position::after(key);
+            if self.is_late() && at < verdicts.len() {
+                self.current = Some(Current::Rows { block, directory, at, verdicts, plain });
+                return Ok(Step::Give);
+            }
         }
         self.silent += 1;
         Ok(Step::On)
@@ -441,11 +464,7 @@ impl LaneReader {
         let names_binary = entry.flags & NAMES_BINARY != 0;
         if let Some(shape) = self.shape_of(entry.flags).cloned() {
             let _one_at_a_time = shape.long_row();
-            let block = &lane.blocks[block];
-            let mut plain = Vec::with_capacity(block.runs.iter().map(|run| run.raw_len as usize).sum());
-            for run in 0..block.runs.len() {
-                plain.extend_from_slice(&lane.plain_run(block, run)?);
-            }
+            let plain = lane.long_row(&lane.blocks[block])?;
             let row = plain.strip_suffix(b"\n").unwrap_or(&plain);
             if !shape.wants(row, entry.changed.stated)? {
                 return Ok(Taken::Filtered);
@@ -485,6 +504,7 @@ impl LaneReader {
 
 impl RowReader for LaneReader {
     fn next(&mut self) -> Result<Option<Piece>, SourceError> {
+        self.begun = time::Instant::now();
         self.advance().map_err(|error| read_error(&error))
     }
 }

@@ -1,7 +1,9 @@
-//! Records of the two external sorts of a build.
+//! Records of the two external sorts that every build has.
 //!
 //! Rows: sorted into lanes. `type, section, key in the lane` → where the row comes from, what the directory
 //! needs of it, and its bytes (or where in the spool they are, or under which patient they stand).
+//!
+//! Rows of Provenance are sorted apart until their patients are known (`provenance`).
 //!
 //! Identities: sorted to find duplicates. `type, id, 0x00, then newest first` → fingerprint of the bytes; nothing for
 //! a deletion that the lake carries.
@@ -40,10 +42,23 @@ pub(super) enum Payload<'a> {
     Link(&'a [u8]),
 }
 
+impl Payload<'_> {
+    /// Bytes of the row that stand here.
+    pub(super) fn len(&self) -> u64 {
+        match self {
+            Payload::Line(line) => line.len() as u64,
+            Payload::Spooled(_, place) => place.len,
+            Payload::Link(_) => 0,
+        }
+    }
+}
+
 /// A row as it is sorted. Holds patient data: no `Debug`.
 pub(super) struct Row<'a> {
     pub(super) origin: Origin,
     pub(super) fingerprint: u128,
+    /// Hash of the patients, where they do not follow from the row's bytes; else 0.
+    pub(super) belongs: u64,
     pub(super) changed: Instant,
     /// Which lists there are, as in the directory.
     pub(super) flags: u8,
@@ -56,12 +71,18 @@ const SPOOLED: u8 = 1;
 const LINK: u8 = 2;
 
 impl Row<'_> {
+    /// What the next generation knows the row by: it is the same row as long as its bytes and its patients are.
+    pub(super) fn hash(&self) -> u64 {
+        self.fingerprint as u64 ^ self.belongs
+    }
+
     /// The value of the sort record, into a buffer that is emptied before.
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
         out.clear();
         out.extend_from_slice(&self.origin.unit.to_le_bytes());
         out.extend_from_slice(&self.origin.line.to_le_bytes());
         out.extend_from_slice(&self.fingerprint.to_le_bytes());
+        put_varint(out, self.belongs);
         out.extend_from_slice(&self.changed.nanos().to_le_bytes());
         out.push(self.flags);
         put_varint(out, self.lists.len() as u64);
@@ -89,6 +110,7 @@ impl Row<'_> {
         let unit = u32::from_le_bytes(fixed(&mut rest)?);
         let line = u64::from_le_bytes(fixed(&mut rest)?);
         let fingerprint = u128::from_le_bytes(fixed(&mut rest)?);
+        let belongs = take_varint(&mut rest)?;
         let changed = Instant::from_nanos(i64::from_le_bytes(fixed(&mut rest)?));
         let flags = take(&mut rest, 1)?[0];
         let lists_len = take_varint(&mut rest)? as usize;
@@ -102,7 +124,7 @@ impl Row<'_> {
             }
             _ => Payload::Link(rest),
         };
-        Ok(Row { origin: Origin { unit, line }, fingerprint, changed, flags, lists, payload })
+        Ok(Row { origin: Origin { unit, line }, fingerprint, belongs, changed, flags, lists, payload })
     }
 }
 

@@ -231,7 +231,7 @@ impl Snapshot for LakeSnapshot {
             Some(lane) => lane.clone(),
             None => Arc::new(LaneFile::empty()),
         };
-        Ok(Box::new(LaneReader::new(lane, scan)?))
+        Ok(Box::new(LaneReader::new(&self.open, lane, scan)?))
     }
 
     fn group(

@@ -25,6 +25,7 @@ use flatbed_types::task::{Hint, LaneSurvey};
 use flatbed_types::{KeyRange, Lane, Position, ResourceType, Section, caps};
 
 use self::reader::{Ahead, OrganisedReader};
+use crate::associated::Association;
 use crate::cut;
 use crate::shape::Shape;
 use crate::source::{Patients, RowReader, Scan, Select, Snapshot, SourceError, Window};
@@ -111,6 +112,18 @@ impl Organised {
             false => scan(member, Patients::Apart),
         }));
         Organised { snapshot, scans, most }
+    }
+
+    /// The same, with Provenance only as far as it is associated with the other rows, whatever its age.
+    #[must_use]
+    pub fn associated(mut self, associated: Option<Arc<Association>>) -> Organised {
+        for scan in &mut self.scans {
+            if scan.lane.resource_type == ResourceType::PROVENANCE && associated.is_some() {
+                scan.window = Window::default();
+                scan.associated.clone_from(&associated);
+            }
+        }
+        self
     }
 
     /// Reads a range.

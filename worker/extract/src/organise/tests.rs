@@ -53,7 +53,19 @@ fn rows(drawn: &[(u8, u8, u8, u8, usize)]) -> Vec<Row> {
         );
         Some(Row { kind, id, patients, minute: *minute, line })
     };
-    drawn.iter().enumerate().filter_map(of).collect()
+    let mut rows: Vec<Row> = drawn.iter().enumerate().filter_map(of).collect();
+    let of_patients: BTreeMap<String, BTreeSet<String>> = rows
+        .iter()
+        .filter(|row| row.kind == "Patient")
+        .map(|row| (row.id.clone(), row.patients.clone()))
+        .collect();
+    // A Provenance belongs to the patients of the Patients that it targets.
+    for row in rows.iter_mut().filter(|row| row.kind == "Provenance") {
+        let linked: Vec<String> =
+            row.patients.iter().filter_map(|patient| of_patients.get(patient)).flatten().cloned().collect();
+        row.patients.extend(linked);
+    }
+    rows
 }
 
 fn lake(folder: &tempfile::TempDir, rows: &[Row]) -> Arc<dyn Snapshot> {

@@ -79,6 +79,11 @@ impl Shape {
         self.reduction.is_some() || (names_binary && self.locate.is_some())
     }
 
+    /// Whether rows may be left out.
+    pub fn chooses(&self) -> bool {
+        self.matcher.is_some()
+    }
+
     /// Whether a row is wanted. It comes without its line end; `changed` is when it changed, for rows that do not say.
     ///
     /// # Errors

@@ -13,6 +13,7 @@
 //!
 //! It does not know tasks, output formats or who may see what.
 
+mod associated;
 mod clinical;
 pub mod config;
 mod cursor;

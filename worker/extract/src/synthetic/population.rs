@@ -349,6 +349,12 @@ impl Population {
         if self.stands(kind, ordinal) { ordinal } else { first }
     }
 
+    /// The ordinals of a standalone kind in a region.
+    pub fn of_region(&self, kind: Kind, region: u64) -> std::ops::Range<u64> {
+        let first = kind.national() + region * kind.in_region();
+        first..(first + kind.in_region()).min(self.ordinals(kind))
+    }
+
     /// The region of a regional row.
     pub fn region_of(&self, kind: Kind, ordinal: u64) -> u64 {
         ordinal.saturating_sub(kind.national()) / kind.in_region().max(1)

@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use flatbed_types::{Instant, Position};
 
+use super::associated::Associates;
 use super::cursor::{Place, lower_bound, ordinal_lower_bound};
 use super::hash::{Draw, Purpose};
 use super::population::{Kind, Population, owners};
@@ -91,6 +92,8 @@ struct Assembly {
     /// The row that came last had no room.
     no_room: bool,
     shape: Option<Arc<Shape>>,
+    /// Of a scan of what is associated with other rows.
+    associates: Option<Associates>,
     tally: Tally,
     latency: Duration,
     left_of_page: u64,
@@ -111,6 +114,10 @@ impl Assembly {
             no_room: false,
             // No generated resource has an attachment elsewhere.
             shape: scan.shape.clone().filter(|shape| shape.regards(false)),
+            associates: scan
+                .associated
+                .clone()
+                .map(|of| Associates::new(population, of, scan.select.clone())),
             tally: Tally::default(),
             latency,
             left_of_page: 0,
@@ -146,11 +153,19 @@ impl Assembly {
         self.left_of_page -= 1;
     }
 
-    /// Adds a row, unless the request's searches leave it out. False where the piece has no room for it.
+    /// Adds a row, unless the request's searches leave it out, or nothing that it targets is returned. False where the piece has no room for it.
     fn write(&mut self, changed: Instant, write: impl FnOnce(&mut RowWriter)) -> Result<bool, SourceError> {
         let start = self.row.out.len();
         let references = self.row.references_noted();
         write(&mut self.row);
+        if let Some(associates) = &mut self.associates
+            && !associates.is_any_returned(&self.row.out[start..]).map_err(|error| defect(&error))?
+        {
+            self.row.out.truncate(start);
+            self.row.forget_references(references);
+            self.tally.filtered += 1;
+            return Ok(true);
+        }
         if let Some(shape) = &self.shape {
             let row = self.row.out.split_off(start);
             let wanted = shape.wants(&row, changed).map_err(|error| defect(&error))?;

@@ -54,6 +54,19 @@ pub fn parse_id(kind: Kind, id: &[u8]) -> Option<u64> {
     Some(digits.iter().fold(0, |value, digit| value * 10 + u64::from(digit - b'0')))
 }
 
+/// Ordinal and index in the id of any resource.
+pub fn parse_any_id(kind: Kind, id: &[u8]) -> Option<(u64, u64)> {
+    if !kind.of_patient() || kind == Kind::Patient {
+        return Some((parse_id(kind, id)?, 0));
+    }
+    let (head, index) = id.split_at_checked(id.len().checked_sub(INDEX_DIGITS)?)?;
+    if !index.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let index = index.iter().fold(0, |value, digit| value * 10 + u64::from(digit - b'0'));
+    Some((parse_id(kind, head.strip_suffix(b"-")?)?, index))
+}
+
 /// The patient that rows are written for, with what they need to refer to each other.
 #[derive(Clone, Copy)]
 pub struct Subject {
