@@ -134,7 +134,8 @@ impl Bench {
     }
 
     fn export_some(&self, source: &str, compress: &str, query: &[&str]) -> Result<(Sample, Size)> {
-        let options = ["--level", "system", "--compress", compress].iter().chain(query);
+        let always = ["--level", "system", "--compress", compress];
+        let options = always.iter().chain(query);
         let command = ExportCommand {
             source: source.to_owned(),
             keep: self.room.path().to_owned(),

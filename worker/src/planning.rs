@@ -22,7 +22,7 @@ use crate::commit::{Decided, Report, deliver};
 use crate::deleted::{self, Deleted};
 use crate::lines::LineFiles;
 use crate::slot::{End, Grant, Running};
-use crate::{Context, io_error, random_u64, source_error, upload};
+use crate::{Context, internal, io_error, random_u64, source_error, upload};
 
 /// Shows preparation of the source in the job's status.
 struct Noted<'a>(&'a Running);

@@ -286,8 +286,7 @@ impl Life {
             number: ask.number,
             group_found: members.is_some(),
             missing_patients: ask.patients.iter().filter(|patient| !is_there(patient)).cloned().collect(),
-            error: String::new(),
-            error_code: 0,
+            ..wire::Answer::default()
         }
     }
 
