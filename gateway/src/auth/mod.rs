@@ -115,6 +115,14 @@ mod tests {
     }
 
     #[test]
+    fn gr_02_the_open_client_sees_and_makes_every_group() {
+        let (client, id) = (ClientId::open(), "g".parse().unwrap());
+        for action in [Action::ReadGroup(&id), Action::SearchGroups, Action::ManageGroups] {
+            assert_eq!(decide(&client, action, None, NOW), Decision::Allow);
+        }
+    }
+
+    #[test]
     fn every_state_before_and_after_its_time() {
         use Decision::{Allow, Gone, NotFound};
         for state in JobState::ALL {

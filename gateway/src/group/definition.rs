@@ -90,7 +90,7 @@ fn check_root(group: &Map<String, Value>, issues: &mut Vec<Issue>) {
         Some(_) => add(IssueCode::VALUE, "a Group by criteria is of type person", "type"),
         None => add(IssueCode::REQUIRED, "type is required: person", "type"),
     }
-    if !group.get("name").and_then(Value::as_str).is_some_and(|name| !name.trim().is_empty()) {
+    if group.get("name").and_then(Value::as_str).is_none_or(|name| name.trim().is_empty()) {
         add(IssueCode::REQUIRED, "name is required: a text", "name");
     }
     if group.contains_key("characteristic") {

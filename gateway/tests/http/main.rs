@@ -8,6 +8,7 @@ mod dialects;
 mod failover;
 mod files;
 mod fuzz;
+mod groups;
 mod kickoff;
 mod links;
 mod metadata;

@@ -10,7 +10,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 checks! {
-    anything: [],
+    anything: [ch_06_to_ch_14_what_is_wrong_is_named],
     fixture: [
         ch_01_asynchronous_create,
         ch_02_synchronous_create,
@@ -18,7 +18,6 @@ checks! {
         ch_04_read_search_delete_and_export,
         ch_04_made_groups_outlive_the_server,
         ch_05_update_in_both_forms,
-        ch_06_to_ch_14_what_is_wrong_is_named,
         ch_07_ch_08_each_filter_by_some_resource_of_the_compartment,
         ch_11_members_bound_who_may_be_in,
         ch_13_members_are_those_of_each_export,
@@ -219,8 +218,7 @@ async fn ch_05_update_in_both_forms() -> Result<()> {
     Ok(())
 }
 
-async fn ch_06_to_ch_14_what_is_wrong_is_named() -> Result<()> {
-    let t = Target::fixture(&[]).await?;
+async fn ch_06_to_ch_14_what_is_wrong_is_named(t: Target) -> Result<()> {
     let with = |change: &dyn Fn(&mut Value)| {
         let mut group = group("x", &["Patient?gender=female"]);
         change(&mut group);

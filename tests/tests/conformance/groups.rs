@@ -75,10 +75,9 @@ async fn gr_01_parts_of_groups() -> Result<()> {
     let summary = t.get(&format!("{}/Group?_summary=true", t.base), &[]).await?;
     ensure!(!summary.is(200)?.text().contains("\"member\""), summary.wrong("members"));
 
-    let form = t
-        .client
-        .post(format!("{}/Group/_search", t.base))
-        .form(&[("name", "g-sta"), ("type", "practitioner")]);
+    let form = t.client.post(format!("{}/Group/_search", t.base));
+    let form = form.header("content-type", "application/x-www-form-urlencoded");
+    let form = form.body("name=g-sta&type=practitioner");
     let posted = Answer::to(form).await?;
     ensure!(
         posted.is(200)?.json()?["entry"][0]["resource"]["id"] == "g-staff",

@@ -12,6 +12,7 @@ const WRITE: &str = "FLATBED_CONFORMANCE_WRITE";
 /// The checks of all modules.
 const MODULES: [&[&str]; 19] = [
     crate::associated::CHECKS,
+    crate::cohorts::CHECKS,
     crate::delete::CHECKS,
     crate::elements::CHECKS,
     crate::errors::CHECKS,
