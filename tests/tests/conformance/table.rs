@@ -10,7 +10,7 @@ use flatbed_tests::conformance::table::with_summary;
 const WRITE: &str = "FLATBED_CONFORMANCE_WRITE";
 
 /// The checks of all modules.
-const MODULES: [&[&str]; 19] = [
+const MODULES: [&[&str]; 20] = [
     crate::associated::CHECKS,
     crate::cohorts::CHECKS,
     crate::delete::CHECKS,
