@@ -223,8 +223,8 @@ fn write_cohort(
     let file = tempfile::tempfile_in(&options.scratch).map_err(failed)?;
     let mut writer = KeyListWriter::new(std::io::BufWriter::new(file));
     let chosen = &grant.request.patients;
-    let tells = grant.request.foreign_patients == ForeignPatients::Reported;
-    let mut left_out = if tells { chosen.clone() } else { BTreeSet::new() };
+    // Who is in was not known at the kick-off: what is left out is told whatever the request says.
+    let mut left_out = chosen.clone();
     for key in members.iter() {
         let key = key.map_err(failed)?;
         let named = || std::str::from_utf8(&key).ok()?.parse().ok().filter(|id| chosen.contains(id));

@@ -1,8 +1,8 @@
 //! The public HTTP server: connections with limits in time and number.
 //!
-//! Knows nothing of FHIR; what it serves is a router. HTTP/1.1 and HTTP/2 without TLS. A client that sends or
-//! takes nothing, or sends its headers slowly, loses its connection instead of keeping one of ours. A connection
-//! beyond the limit waits in the system's queue until another ends.
+//! Knows nothing of FHIR; what it serves is a router. HTTP/1.1 and HTTP/2, with TLS where there is a certificate: then
+//! nothing is answered without it. A client that sends or takes nothing, or sends its headers slowly, loses its
+//! connection instead of keeping one of ours. A connection beyond the limit waits in the system's queue until another ends.
 //!
 //! A request that is refused before its body was read is answered, and then the rest of the body is taken and thrown away
 //! for a while: a socket that is closed over bytes that nobody read is reset, and the answer is lost with it.
@@ -28,8 +28,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, Sleep};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
+
+use crate::tls::PublicTls;
 
 /// Connections at once. Each may hold a few buffers and one request to the store, so that a thousand stay within
 /// some hundred megabytes and the usual limit of open files; clients download with a handful each.
@@ -65,12 +68,26 @@ struct Limits {
 
 /// Serves a router until the token is cancelled: then nothing new is accepted, requests in progress are answered,
 /// connections without one end. Aborting the task cuts off the rest.
-pub fn serve(listener: TcpListener, router: Router, stop: CancellationToken) -> JoinHandle<()> {
+pub fn serve(
+    listener: TcpListener,
+    router: Router,
+    tls: Option<PublicTls>,
+    stop: CancellationToken,
+) -> JoinHandle<()> {
     let limits = Limits { connections: MAX_CONNECTIONS, headers: HEADERS, idle: IDLE, linger: LINGER };
-    tokio::spawn(accept(listener, router, stop, limits))
+    if let Some(tls) = tls.clone() {
+        tokio::spawn(tls.watch(stop.clone()));
+    }
+    tokio::spawn(accept(listener, router, tls, stop, limits))
 }
 
-async fn accept(listener: TcpListener, router: Router, stop: CancellationToken, limits: Limits) {
+async fn accept(
+    listener: TcpListener,
+    router: Router,
+    tls: Option<PublicTls>,
+    stop: CancellationToken,
+    limits: Limits,
+) {
     let free = Arc::new(Semaphore::new(limits.connections));
     // Dropped with this future, so that an abort ends the connections as well.
     let mut connections = JoinSet::new();
@@ -88,8 +105,9 @@ async fn accept(listener: TcpListener, router: Router, stop: CancellationToken, 
         match accepted {
             Some((permit, Ok((stream, _)))) => {
                 let (router, stop) = (router.clone(), stop.clone());
+                let acceptor = tls.as_ref().map(PublicTls::acceptor);
                 connections.spawn(async move {
-                    connection(stream, router, stop, limits).await;
+                    guest(stream, acceptor, router, stop, limits).await;
                     drop(permit);
                 });
             }
@@ -111,10 +129,34 @@ fn is_of_the_connection(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
-async fn connection(stream: TcpStream, router: Router, stop: CancellationToken, limits: Limits) {
+/// One connection from its beginning.
+async fn guest(
+    stream: TcpStream,
+    acceptor: Option<TlsAcceptor>,
+    router: Router,
+    stop: CancellationToken,
+    limits: Limits,
+) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "the option TCP_NODELAY could not be set");
     }
+    let Some(acceptor) = acceptor else { return connection(stream, router, stop, limits).await };
+    let shaken = tokio::select! {
+        shaken = tokio::time::timeout(limits.headers, acceptor.accept(stream)) => shaken,
+        () = stop.cancelled() => return,
+    };
+    match shaken {
+        Ok(Ok(stream)) => connection(stream, router, stop, limits).await,
+        // Scanners and plain HTTP are everyday life.
+        Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
+        Err(_) => tracing::debug!("a TLS handshake took too long"),
+    }
+}
+
+async fn connection<S>(stream: S, router: Router, stop: CancellationToken, limits: Limits)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(limits.headers);
     builder.http2().timer(TokioTimer::new()).max_concurrent_streams(MAX_STREAMS);
@@ -338,7 +380,7 @@ mod tests {
             .route("/endless", get(endless))
             .route("/refused", axum::routing::post(refused));
         let stop = CancellationToken::new();
-        (address, stop.clone(), tokio::spawn(accept(listener, router, stop, limits)))
+        (address, stop.clone(), tokio::spawn(accept(listener, router, None, stop, limits)))
     }
 
     async fn send(address: SocketAddr, text: &str) -> TcpStream {

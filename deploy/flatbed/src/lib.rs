@@ -19,3 +19,4 @@ pub mod result;
 pub mod rpc;
 mod service;
 mod sources;
+mod tls;

@@ -51,6 +51,7 @@ mod parameters;
 mod partial;
 mod patients;
 mod payers;
+mod security;
 mod sizes;
 mod status;
 mod table;

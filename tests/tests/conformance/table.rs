@@ -10,7 +10,7 @@ use flatbed_tests::conformance::table::with_summary;
 const WRITE: &str = "FLATBED_CONFORMANCE_WRITE";
 
 /// The checks of all modules.
-const MODULES: [&[&str]; 20] = [
+const MODULES: [&[&str]; 21] = [
     crate::associated::CHECKS,
     crate::cohorts::CHECKS,
     crate::delete::CHECKS,
@@ -28,6 +28,7 @@ const MODULES: [&[&str]; 20] = [
     crate::partial::CHECKS,
     crate::patients::CHECKS,
     crate::payers::CHECKS,
+    crate::security::CHECKS,
     crate::sizes::CHECKS,
     crate::status::CHECKS,
     crate::time::CHECKS,

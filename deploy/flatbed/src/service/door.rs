@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::cli::Failure;
 use crate::options::listen_address;
 use crate::output::Output;
+use crate::tls::{PublicTls, TlsArgs};
 use crate::{edge, places, rpc};
 
 /// Who may use the service.
@@ -71,9 +72,12 @@ pub struct DoorArgs {
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080", value_parser = listen_address)]
     pub listen: SocketAddr,
 
-    /// What clients see; the FHIR base is <URL>/fhir [default: http:// and the address].
+    /// What clients see; the FHIR base is <URL>/fhir [default: http:// or, with --tls-cert, https://, and the address].
     #[arg(long, value_name = "URL")]
     pub public_url: Option<PublicUrl>,
+
+    #[command(flatten)]
+    pub tls: TlsArgs,
 
     /// Who may use the service.
     #[arg(long, value_name = "MODE", value_enum, default_value_t = Auth::Open)]
@@ -144,15 +148,19 @@ impl DoorArgs {
 
     /// Listens, so that the address is known before anything is started.
     pub async fn bind(&self) -> Result<BoundDoor, Failure> {
+        let tls = self.tls.load()?;
         let listener = rpc::bind(self.listen, "--listen").await?;
         let bound = listener.local_addr().context("cannot tell the address")?;
         let public_url = match &self.public_url {
             Some(url) => url.clone(),
             None => {
-                format!("http://{bound}").parse().context("the address makes no URL; give --public-url")?
+                let scheme = if tls.is_some() { "https" } else { "http" };
+                format!("{scheme}://{bound}")
+                    .parse()
+                    .context("the address makes no URL; give --public-url")?
             }
         };
-        Ok(BoundDoor { listener, public_url })
+        Ok(BoundDoor { listener, tls, public_url })
     }
 }
 
@@ -163,6 +171,7 @@ pub const CAPABILITIES: Capabilities =
 /// A door whose address is taken.
 pub struct BoundDoor {
     listener: TcpListener,
+    tls: Option<PublicTls>,
     /// What clients see.
     pub public_url: PublicUrl,
 }
@@ -184,7 +193,7 @@ impl BoundDoor {
             gateway = gateway.with_links(links.clone());
         }
         let stop = CancellationToken::new();
-        let server = edge::serve(self.listener, gateway.router(), stop.clone());
+        let server = edge::serve(self.listener, gateway.router(), self.tls, stop.clone());
         Door { server, stop }
     }
 }
