@@ -4,7 +4,7 @@
 //! gRPC, and finished files are streamed from the object store. The gateway knows no metadata store and no
 //! source, and keeps nothing but manifests, which never change (`decisions.md` 9).
 //!
-//! Read in this order: [`kickoff`] (what a client asks for), `negotiate` (what its headers ask for), `auth`
+//! Read in this order: [`kickoff`] (what a client asks for), `group` (Groups that clients read, search and make), `negotiate` (what its headers ask for), `auth`
 //! (what it may), [`limits`] (how often), `hosts` (under which names), [`fhir`] (the JSON that answers), `openapi`
 //! (its description), `jobs` and `delivery` (the coordinator and the files), `routes` (HTTP around all of them).
 //!
@@ -14,6 +14,7 @@
 mod auth;
 mod delivery;
 pub mod fhir;
+mod group;
 mod hosts;
 mod jobs;
 pub mod kickoff;

@@ -24,11 +24,13 @@ pub struct Limits {
     pub kick_offs: Option<Pace>,
     /// Polls of one job by one client (ST-04).
     pub polls: Option<Pace>,
+    /// Reads, searches and changes of Groups by one client: each may keep a worker busy for a while.
+    pub questions: Option<Pace>,
 }
 
 impl Limits {
     /// No limits.
-    pub const NONE: Limits = Limits { kick_offs: None, polls: None };
+    pub const NONE: Limits = Limits { kick_offs: None, polls: None, questions: None };
 }
 
 impl Default for Limits {
@@ -38,6 +40,7 @@ impl Default for Limits {
         Limits {
             kick_offs: Some(Pace { burst: 30, per_minute: 60 }),
             polls: Some(Pace { burst: 60, per_minute: 60 }),
+            questions: Some(Pace { burst: 60, per_minute: 60 }),
         }
     }
 }

@@ -29,6 +29,10 @@ pub(crate) fn description(public_url: &str, capabilities: Capabilities) -> Value
         add(&format!("/fhir/{place}$export"), export(place, levels, Dialect::Legacy, capabilities));
         add(&format!("/fhir/{place}$export-v4"), export(place, levels, Dialect::V4, capabilities));
     }
+    add("/fhir/Group", groups());
+    add("/fhir/Group/_search", json!({ "post": search("Search for Groups by a form") }));
+    add("/fhir/Group/{id}", group());
+    add("/fhir/async/{request}", receipt());
     add("/fhir/export/{job}", status());
     add("/fhir/export/{job}/manifest/{page}", page());
     add(
@@ -241,6 +245,98 @@ fn attachment(above: &[Value]) -> Value {
     })
 }
 
+fn search(about: &str) -> Value {
+    json!({
+        "summary": about,
+        "responses": {
+            "200": {
+                "description": "A Bundle of type searchset, in order of ids; its link next leads on",
+                "content": { "application/fhir+json": { "schema": { "$ref": "#/components/schemas/Bundle" } } },
+            },
+            "default": { "$ref": "#/components/responses/Error" },
+        },
+    })
+}
+
+/// A change of a Group, synchronous or not.
+fn change(about: &str, done: &str) -> Value {
+    let group = json!({ "application/fhir+json": { "schema": { "$ref": "#/components/schemas/Group" } } });
+    json!({
+        "summary": about,
+        "parameters": [header("Prefer", "respond-async for an answer by a status URL")],
+        "requestBody": { "required": true, "content": group },
+        "responses": {
+            done: { "description": "Done", "content": group },
+            "202": {
+                "description": "With Prefer: respond-async. What became of it is told at Content-Location",
+                "headers": {
+                    "Content-Location": { "description": "The status URL", "schema": { "type": "string", "format": "uri" } },
+                },
+            },
+            "default": { "$ref": "#/components/responses/Error" },
+        },
+    })
+}
+
+fn groups() -> Value {
+    let about = |name: &str, about: &str| json!({ "name": name, "in": "query", "description": about, "schema": { "type": "string" } });
+    let parameters = flatbed_search::parameters(flatbed_types::ResourceType::GROUP)
+        .filter(|each| each.is_supported())
+        .map(|each| about(each.code(), &format!("A search of kind {}", each.kind())));
+    let results = [
+        about("_count", "Groups on a page: at most 50"),
+        about("_summary", "true: without members; count: only how many"),
+        about("_elements", "Root elements to keep, parted by commas"),
+    ];
+    let mut get = search("Search for Groups");
+    get["parameters"] = parameters.chain(results).collect();
+    json!({ "get": get, "post": change("Make a Group by criteria (Bulk Cohort API)", "201") })
+}
+
+fn group() -> Value {
+    let mut put = change("Change a Group by criteria", "200");
+    let condition = header("If-Match", "The version that is meant, like W/\"1\"");
+    if let Some(parameters) = put["parameters"].as_array_mut() {
+        parameters.push(condition.clone());
+    }
+    json!({
+        "parameters": [in_path("id", "The id of a Group")],
+        "get": read("A Group", "application/fhir+json"),
+        "put": put,
+        "delete": {
+            "summary": "Delete a Group by criteria",
+            "parameters": [condition],
+            "responses": {
+                "204": { "description": "Deleted" },
+                "default": { "$ref": "#/components/responses/Error" },
+            },
+        },
+    })
+}
+
+fn receipt() -> Value {
+    json!({
+        "parameters": [in_path("request", "The request")],
+        "get": {
+            "summary": "What became of a request that was answered asynchronously",
+            "responses": {
+                "200": {
+                    "description": "A Bundle of type batch-response with one entry",
+                    "content": { "application/fhir+json": { "schema": { "$ref": "#/components/schemas/Bundle" } } },
+                },
+                "default": { "$ref": "#/components/responses/Error" },
+            },
+        },
+        "delete": {
+            "summary": "Forget what became of it",
+            "responses": {
+                "202": { "description": "Forgotten" },
+                "default": { "$ref": "#/components/responses/Error" },
+            },
+        },
+    })
+}
+
 fn components() -> Value {
     let outcome = json!({ "$ref": "#/components/schemas/OperationOutcome" });
     json!({
@@ -252,6 +348,8 @@ fn components() -> Value {
         },
         "schemas": {
             "Parameters": resource("Parameters"),
+            "Group": resource("Group"),
+            "Bundle": resource("Bundle"),
             "OperationOutcome": resource("OperationOutcome"),
             "Manifest": manifest_schema(Dialect::Legacy),
             "Manifest4": manifest_schema(Dialect::V4),

@@ -288,6 +288,7 @@ impl Life {
             missing_patients: ask.patients.iter().filter(|patient| !is_there(patient)).cloned().collect(),
             error: String::new(),
             error_code: 0,
+            ..wire::Answer::default()
         }
     }
 

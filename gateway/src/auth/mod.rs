@@ -5,7 +5,7 @@
 //! job that is not known.
 
 use flatbed_types::job::{JobRecord, JobState};
-use flatbed_types::{ClientId, ExportRequest, Instant};
+use flatbed_types::{ClientId, ExportRequest, FhirId, Instant};
 
 /// What a request wants to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +20,12 @@ pub enum Action<'a> {
     StopJob,
     /// Download a file of a job.
     ReadFile,
+    /// See a Group, by itself or in a result.
+    ReadGroup(&'a FhirId),
+    /// Search for Groups; each that is found is asked about on its own.
+    SearchGroups,
+    /// Make, change or delete Groups by criteria, and ask what became of that (CH-15).
+    ManageGroups,
 }
 
 /// What is known of the job that a request names.
@@ -65,6 +71,7 @@ pub fn decide(client: &ClientId, action: Action<'_>, job: Option<&JobFacts>, now
     match action {
         // These concern no job; the open client has every level, Group and type.
         Action::ReadPublic | Action::KickOff(_) => return Decision::Allow,
+        Action::ReadGroup(_) | Action::SearchGroups | Action::ManageGroups => return Decision::Allow,
         Action::ReadStatus | Action::StopJob | Action::ReadFile => {}
     }
     let Some(job) = job.filter(|job| job.owner == *client) else {
@@ -104,6 +111,14 @@ mod tests {
         let facts = JobFacts { owner: owner.clone(), state, expires, has_pages };
         let actions = [Action::ReadStatus, Action::StopJob, Action::ReadFile];
         actions.map(|action| decide(&owner, action, Some(&facts), NOW))
+    }
+
+    #[test]
+    fn gr_02_the_open_client_sees_and_makes_every_group() {
+        let (client, id) = (ClientId::open(), "g".parse().unwrap());
+        for action in [Action::ReadGroup(&id), Action::SearchGroups, Action::ManageGroups] {
+            assert_eq!(decide(&client, action, None, NOW), Decision::Allow);
+        }
     }
 
     #[test]

@@ -120,10 +120,25 @@ lines of organized output. `deleted` and message files are never organized by pa
 resource came from) and only the current version counts; a `_since` in the future is refused. In a Group export \
 `_since` applies to all members alike, also to those who joined later; a patient who left the Group is not \
 reported as deleted. Supporting resources come whatever their age. \
+**Merged and linked patients**: `Patient.link` is not followed to find members: a Group or `patient` list holds the patients \
+that it names and no other, whether they are replaced, merged or deceased. A Patient resource belongs to the compartments of \
+the patients that its `link.other` names too, as the compartment definition says, and is exported with them; other resources \
+of a linked patient are not. \
 **Filters**: `_typeFilter` takes the search parameters listed with each type; supporting resources are filtered like \
 all others of their type. `includeAssociatedData` takes LatestProvenanceResources and RelevantProvenanceResources. \
 **Handling**: what is not known or supported is refused; with `Prefer: handling=lenient` it is ignored and told in the \
 message file. An export that could not read some resources is complete and names them there.";
+
+/// What clients should know of Groups (CH-16).
+const GROUPS: &str = "\
+Read and search of the Groups that the client may see, in order of their ids, at most 50 a page (`_count`); \
+`_summary=true` leaves out the members, and in search results a Group of more than 256 KiB comes so too, tagged SUBSETTED. \
+Groups that are created here are groups by criteria (Bulk Cohort API): `type` person, `actual` true exactly with `member`, at \
+least one modifierExtension member-filter with an expression in application/x-fhir-query on Patient or a type of the Patient \
+compartment, by the search parameters that are listed with that type. A patient is in when every filter finds something in \
+its compartment; with `member`, only patients named there or in Groups named there. Members are found anew at each export, \
+at its transactionTime, and are not listed in the Group. Only Groups created here can be changed or deleted, by the client \
+that made them.";
 
 /// The capability statement (MD-01 to MD-08, MD-11). `Patient` and `Group` are always listed, since their
 /// export operations belong there.
@@ -159,14 +174,18 @@ pub fn capability_statement(server: Server<'_>, types: &BTreeSet<ResourceType>) 
 /// A type with what `_typeFilter` can search for (MD-05, MD-06), or with the word that it is not exported (MD-07).
 fn resource(resource_type: ResourceType, exported: bool) -> Value {
     let mut json = json!({ "type": resource_type.name() });
-    if exported {
+    if resource_type == ResourceType::GROUP {
+        describe_groups(&mut json);
+    }
+    if exported || resource_type == ResourceType::GROUP {
         let searches = flatbed_search::parameters(resource_type).filter(|each| each.is_supported());
         let searches: Vec<Value> =
             searches.map(|each| json!({ "name": each.code(), "type": each.kind().name() })).collect();
         if !searches.is_empty() {
             json["searchParam"] = Value::Array(searches);
         }
-    } else {
+    }
+    if !exported {
         json["extension"] = json!([{
             // As the guide's prose and example have it; the artifact's own URL differs.
             "url": format!("{BULK}/Extension/operation-not-supported"),
@@ -178,6 +197,15 @@ fn resource(resource_type: ResourceType, exported: bool) -> Value {
         json["operation"] = Value::Array(operations);
     }
     json
+}
+
+/// What can be done with Groups beside exporting them (GR-01, CH-04).
+fn describe_groups(json: &mut Value) {
+    let codes = ["read", "search-type", "create", "update", "delete"];
+    json["interaction"] = codes.into_iter().map(|code| json!({ "code": code })).collect();
+    json["versioning"] = json!("versioned-update");
+    json["updateCreate"] = json!(false);
+    json["documentation"] = json!(GROUPS);
 }
 
 fn operations(of: Option<ResourceType>) -> Vec<Value> {
@@ -324,7 +352,15 @@ mod tests {
             group["extension"][0]["url"],
             "http://hl7.org/fhir/uv/bulkdata/Extension/operation-not-supported"
         );
-        assert!(group.get("searchParam").is_none() && patient.get("extension").is_none());
+        assert!(patient.get("extension").is_none());
+        let interactions: Vec<_> = group["interaction"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|each| each["code"].as_str().unwrap())
+            .collect();
+        assert_eq!(interactions, ["read", "search-type", "create", "update", "delete"], "GR-01, CH-04");
+        assert!(group["searchParam"].as_array().unwrap().iter().any(|each| each["name"] == "name"), "CH-04");
         let searches = patient["searchParam"].as_array().unwrap();
         assert!(searches.iter().any(|each| each["name"] == "birthdate" && each["type"] == "date"));
         for each in searches {

@@ -4,7 +4,9 @@
 //! each 405 carries `Allow` and an OperationOutcome.
 
 mod attachments;
+mod cohorts;
 mod files;
+mod groups;
 mod home;
 mod kickoff;
 mod metadata;
@@ -23,12 +25,13 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, any};
 use flatbed_types::request::Dialect;
-use flatbed_types::{ClientId, Instant, JobId};
+use flatbed_types::{ClientId, ErrorCode, Instant, JobId};
 use http::Uri;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::auth::{Action, JobFacts, decide};
 use crate::delivery::{Links, LoadedManifest, Manifests, Objects, ReadError};
+use crate::fhir::IssueCode;
 use crate::jobs::{JobView, Jobs};
 use crate::limits::Limiter;
 use crate::{Clock, Gateway, GatewayOptions, HostPolicy, PublicUrl};
@@ -51,6 +54,7 @@ struct Shared {
     since: tokio::time::Instant,
     kick_offs: Limiter<ClientId>,
     polls: Limiter<(ClientId, JobId)>,
+    questions: Limiter<ClientId>,
 }
 
 type App = Arc<Shared>;
@@ -74,6 +78,12 @@ impl Shared {
     fn pace_kick_offs(&self) -> Result<(), Refusal> {
         let taken = self.kick_offs.take(self.client(), self.since.elapsed());
         taken.map_err(|wait| Refusal::throttled(wait, "too many kick-offs in a short time"))
+    }
+
+    /// Refuses reads, searches and changes of Groups that come too fast.
+    fn pace_questions(&self) -> Result<(), Refusal> {
+        let taken = self.questions.take(self.client(), self.since.elapsed());
+        taken.map_err(|wait| Refusal::throttled(wait, "too many requests for Groups in a short time"))
     }
 
     /// Refuses polls that come too fast (ST-04).
@@ -138,6 +148,10 @@ fn table() -> Vec<(&'static str, MethodRouter<App>)> {
         ("/fhir/$export-v4", kickoff::system(V4)),
         ("/fhir/Patient/$export-v4", kickoff::patient(V4)),
         ("/fhir/Group/{id}/$export-v4", kickoff::group(V4)),
+        ("/fhir/Group", any(groups::collection)),
+        ("/fhir/Group/_search", any(groups::search_by_post)),
+        ("/fhir/Group/{id}", any(groups::instance)),
+        ("/fhir/async/{request}", any(cohorts::status)),
         ("/fhir/export/{job}", any(status::status)),
         ("/fhir/export/{job}/manifest/{page}", any(status::page)),
         ("/fhir/export/{job}/manifest/{page}/file/{file}", any(files::file_of_page)),
@@ -160,6 +174,7 @@ pub(crate) fn router(gateway: Gateway) -> Router {
         since: tokio::time::Instant::now(),
         kick_offs: Limiter::new(options.limits.kick_offs),
         polls: Limiter::new(options.limits.polls),
+        questions: Limiter::new(options.limits.questions),
         clock: gateway.clock,
         options: options.clone(),
     };
@@ -210,6 +225,42 @@ fn caught(panic: Box<dyn Any + Send + 'static>) -> Response {
 fn query_pairs(uri: &Uri) -> Vec<(String, String)> {
     // Pairs of strings take every query, so there is no failure to report.
     Query::try_from_uri(uri).map(|Query(pairs)| pairs).unwrap_or_default()
+}
+
+/// How long a body may take to arrive.
+const BODY: std::time::Duration = std::time::Duration::from_secs(30);
+
+/// A body of at most so many bytes, in time.
+async fn read_body(
+    headers: &http::HeaderMap,
+    body: axum::body::Body,
+    limit: usize,
+) -> Result<bytes::Bytes, Refusal> {
+    let too_long = || {
+        let text = format!("the body is longer than {limit} bytes");
+        Refusal::new(http::StatusCode::PAYLOAD_TOO_LARGE, IssueCode::TOO_LONG, text)
+    };
+    let announced = headers.get(http::header::CONTENT_LENGTH);
+    let announced = announced.and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if announced.is_some_and(|len| len > limit as u64) {
+        return Err(too_long());
+    }
+    match tokio::time::timeout(BODY, axum::body::to_bytes(body, limit)).await {
+        Ok(Ok(body)) => Ok(body),
+        // The limit is the only failure with a length; a connection that broke has no one to answer to.
+        Ok(Err(_)) => Err(too_long()),
+        Err(_) => {
+            let (status, text) = (http::StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time");
+            Err(Refusal::new(status, ErrorCode::Timeout.into(), text))
+        }
+    }
+}
+
+/// A number that nobody else has drawn.
+fn random_u128() -> Result<u128, Refusal> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(|_| Refusal::defect())?;
+    Ok(u128::from_be_bytes(bytes))
 }
 
 /// An instant as an HTTP date (RFC 9110, 5.6.7).

@@ -41,6 +41,21 @@ impl Refusal {
         self
     }
 
+    /// The status.
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// The OperationOutcome.
+    pub fn outcome(&self) -> serde_json::Value {
+        operation_outcome(&self.issues)
+    }
+
+    /// Whether the same request would be refused again.
+    pub fn is_final(&self) -> bool {
+        self.status.is_client_error() && self.status != StatusCode::TOO_MANY_REQUESTS
+    }
+
     /// Of a class, with the status and the issue type that belong to it.
     pub fn class(code: ErrorCode, text: impl Into<String>) -> Refusal {
         let status = StatusCode::from_u16(code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
@@ -127,6 +142,13 @@ impl IntoResponse for Refusal {
 /// A resource as an answer; never to be cached, since answers depend on the client and the moment.
 pub(super) fn fhir_json(status: StatusCode, resource: &serde_json::Value) -> Response {
     json(status, FHIR_JSON, resource)
+}
+
+/// A resource as an answer, in the bytes that it has.
+pub(super) fn resource_text(status: StatusCode, resource: bytes::Bytes) -> Response {
+    let mut response = fhir_json(status, &serde_json::Value::Null);
+    *response.body_mut() = Body::from(resource);
+    response
 }
 
 /// JSON of a media type as an answer.

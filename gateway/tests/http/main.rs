@@ -7,6 +7,7 @@
 mod dialects;
 mod failover;
 mod files;
+mod groups;
 mod kickoff;
 mod links;
 mod metadata;

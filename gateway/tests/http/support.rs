@@ -122,6 +122,78 @@ impl Jobs for FakeJobs {
     ) -> Result<Reply<wire::GetSourceResponse>, Status> {
         Ok(Reply::new(self.asked()?.source.clone()))
     }
+
+    async fn read_resource(
+        &self,
+        _: tonic::Request<wire::ReadResourceRequest>,
+    ) -> Result<Reply<wire::ReadResourceResponse>, Status> {
+        drop(self.asked()?);
+        Err(Status::unimplemented("Groups are tested over the real thing"))
+    }
+
+    async fn search_groups(
+        &self,
+        _: tonic::Request<wire::SearchGroupsRequest>,
+    ) -> Result<Reply<wire::SearchGroupsResponse>, Status> {
+        drop(self.asked()?);
+        Err(Status::unimplemented("Groups are tested over the real thing"))
+    }
+
+    async fn put_cohort(
+        &self,
+        _: tonic::Request<wire::PutCohortRequest>,
+    ) -> Result<Reply<wire::PutCohortResponse>, Status> {
+        drop(self.asked()?);
+        Err(Status::unimplemented("Groups are tested over the real thing"))
+    }
+
+    async fn get_cohort(
+        &self,
+        _: tonic::Request<wire::GetCohortRequest>,
+    ) -> Result<Reply<wire::GetCohortResponse>, Status> {
+        drop(self.asked()?);
+        Err(Status::unimplemented("Groups are tested over the real thing"))
+    }
+
+    async fn list_cohorts(
+        &self,
+        _: tonic::Request<wire::ListCohortsRequest>,
+    ) -> Result<Reply<wire::ListCohortsResponse>, Status> {
+        drop(self.asked()?);
+        Err(Status::unimplemented("Groups are tested over the real thing"))
+    }
+
+    async fn delete_cohort(
+        &self,
+        _: tonic::Request<wire::DeleteCohortRequest>,
+    ) -> Result<Reply<wire::DeleteCohortResponse>, Status> {
+        drop(self.asked()?);
+        Err(Status::unimplemented("Groups are tested over the real thing"))
+    }
+
+    async fn put_receipt(
+        &self,
+        _: tonic::Request<wire::PutReceiptRequest>,
+    ) -> Result<Reply<wire::PutReceiptResponse>, Status> {
+        drop(self.asked()?);
+        Err(Status::unimplemented("Groups are tested over the real thing"))
+    }
+
+    async fn get_receipt(
+        &self,
+        _: tonic::Request<wire::GetReceiptRequest>,
+    ) -> Result<Reply<wire::GetReceiptResponse>, Status> {
+        drop(self.asked()?);
+        Err(Status::unimplemented("Groups are tested over the real thing"))
+    }
+
+    async fn delete_receipt(
+        &self,
+        _: tonic::Request<wire::DeleteReceiptRequest>,
+    ) -> Result<Reply<wire::DeleteReceiptResponse>, Status> {
+        drop(self.asked()?);
+        Err(Status::unimplemented("Groups are tested over the real thing"))
+    }
 }
 
 /// A channel to the service over a pipe. Each connection is a new pipe.

@@ -3,13 +3,16 @@
 use anyhow::{Context, Result, ensure};
 use flatbed_tests::conformance::fixture::Fixture;
 use flatbed_tests::conformance::target::{Target, ids};
-use flatbed_tests::conformance::wire::{Ask, FORMS, Form, escaped};
+use flatbed_tests::conformance::wire::{Answer, Ask, FORMS, Form, escaped};
 use serde_json::json;
 
 checks! {
     anything: [gr_03_groups_that_are_not_there],
     fixture: [
         gr_01_read_and_search,
+        gr_01_parts_of_groups,
+        gr_01_what_is_wrong_with_a_search,
+        gr_10_linked_patients_are_documented,
         gr_04_an_empty_group,
         gr_05_groups_of_others,
         gr_06_former_members,
@@ -34,6 +37,87 @@ async fn gr_01_read_and_search() -> Result<()> {
             found.wrong(&query)
         );
     }
+    Ok(())
+}
+
+/// Groups without their members, and too large ones.
+async fn gr_01_parts_of_groups() -> Result<()> {
+    let mut lake = Fixture::default();
+    let members =
+        |number: usize| (0..number).map(|n| json!({"entity": {"reference": format!("Patient/x{n}")}}));
+    lake.group("g-large", "person", members(10_000).collect());
+    lake.group("g-huge", "person", members(120_000).collect());
+    let t = Target::over(&lake, &[]).await?;
+    for url in ["Group/g1?_summary=true", "Group/g-huge?_summary=true", "Group/g1?_elements=name"] {
+        let read = t.get(&format!("{}/{url}", t.base), &[]).await?;
+        let group = read.is(200)?.json()?;
+        ensure!(group.get("member").is_none() && group["name"].is_string(), read.wrong("members"));
+        ensure!(group["meta"]["tag"][0]["code"] == "SUBSETTED", read.wrong("no tag"));
+    }
+    let large = t.get(&format!("{}/Group/g-large", t.base), &[]).await?;
+    ensure!(large.is(200)?.json()?["member"][9_999]["entity"].is_object(), large.wrong("not all members"));
+    let huge = t.get(&format!("{}/Group/g-huge", t.base), &[]).await?;
+    let outcome = huge.refused(413, &["_summary=true", "_type=Group"])?;
+    ensure!(outcome["issue"][0]["code"] == "too-costly", huge.wrong("another issue"));
+    t.get(&format!("{}/Group/none", t.base), &[]).await?.refused(404, &[])?;
+
+    let found = t.get(&format!("{}/Group?_id=g1,g-large,g-huge", t.base), &[]).await?;
+    let bundle = found.is(200)?.json()?;
+    let groups: Vec<_> =
+        bundle["entry"].as_array().context("no entries")?.iter().map(|e| &e["resource"]).collect();
+    let has_members: Vec<bool> = groups.iter().map(|group| group.get("member").is_some()).collect();
+    ensure!(has_members == [false, false, true], found.wrong("which of them has members"));
+    ensure!(groups[0]["meta"]["tag"][0]["code"] == "SUBSETTED", found.wrong("no tag"));
+
+    let counted = t.get(&format!("{}/Group?actual=true&_summary=count", t.base), &[]).await?;
+    let bundle = counted.is(200)?.json()?;
+    ensure!(bundle["total"] == 10 && bundle.get("entry").is_none(), counted.wrong("another count"));
+    let summary = t.get(&format!("{}/Group?_summary=true", t.base), &[]).await?;
+    ensure!(!summary.is(200)?.text().contains("\"member\""), summary.wrong("members"));
+
+    let form = t.client.post(format!("{}/Group/_search", t.base));
+    let form = form.header("content-type", "application/x-www-form-urlencoded");
+    let form = form.body("name=g-sta&type=practitioner");
+    let posted = Answer::to(form).await?;
+    ensure!(
+        posted.is(200)?.json()?["entry"][0]["resource"]["id"] == "g-staff",
+        posted.wrong("another Group")
+    );
+    Ok(())
+}
+
+async fn gr_01_what_is_wrong_with_a_search() -> Result<()> {
+    let t = Target::fixture(&[]).await?;
+    for (query, named) in
+        [("foo=1", "foo"), ("_sort=name", "_sort"), ("actual=maybe", "actual"), ("_count=many", "_count")]
+    {
+        t.get(&format!("{}/Group?{query}", t.base), &[]).await?.refused(400, &[named])?;
+    }
+    let group = format!("{}/Group/g1", t.base);
+    t.get(&format!("{group}?name=x"), &[]).await?.refused(400, &["name"])?;
+    t.get(&group, &[("accept", "text/html")]).await?.refused(406, &[])?;
+    t.call(reqwest::Method::PATCH, &group, &[]).await?.refused(405, &[])?;
+    Ok(())
+}
+
+/// What is said of `Patient.link`, and that it is so.
+async fn gr_10_linked_patients_are_documented() -> Result<()> {
+    let mut lake = Fixture::default();
+    let mut twin = lake.get("Patient/p1")?.clone();
+    twin["id"] = json!("p1-old");
+    twin["link"] = json!([{"other": {"reference": "Patient/p1"}, "type": "replaced-by"}]);
+    lake.put(twin);
+    let mut encounter = lake.get("Encounter/e-p1")?.clone();
+    encounter["id"] = json!("e-p1-old");
+    encounter["subject"] = json!({"reference": "Patient/p1-old"});
+    lake.put(encounter);
+    let t = Target::over(&lake, &[]).await?;
+    let statement = t.get(&format!("{}/metadata", t.base), &[]).await?.is(200)?.json()?;
+    let text = statement["rest"][0]["documentation"].as_str().context("no documentation")?;
+    ensure!(text.contains("Patient.link") && text.contains("link.other"), "{text}");
+    let files = t.files(&Ask::new(Form::V4, "Group/g1/").each("_type", &["Patient", "Encounter"])).await?;
+    ensure!(files.ids("Patient") == ids(&["p1", "p1-old", "p2", "p3"]), "{:?}", files.ids("Patient"));
+    ensure!(!files.has("Encounter/e-p1-old"), "{:?}", files.keys());
     Ok(())
 }
 

@@ -34,6 +34,7 @@ macro_rules! checks {
 }
 
 mod associated;
+mod cohorts;
 mod delete;
 mod elements;
 mod errors;

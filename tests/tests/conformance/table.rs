@@ -10,8 +10,9 @@ use flatbed_tests::conformance::table::with_summary;
 const WRITE: &str = "FLATBED_CONFORMANCE_WRITE";
 
 /// The checks of all modules.
-const MODULES: [&[&str]; 18] = [
+const MODULES: [&[&str]; 19] = [
     crate::associated::CHECKS,
+    crate::cohorts::CHECKS,
     crate::delete::CHECKS,
     crate::elements::CHECKS,
     crate::errors::CHECKS,

@@ -90,6 +90,11 @@ pub struct DoorArgs {
     #[arg(long, value_name = "N", default_value_t = 60)]
     pub kick_offs_per_minute: u32,
 
+    /// Reads, searches and changes of Groups a minute that a client may make in the long run, and at once; 0 for any
+    /// number.
+    #[arg(long, value_name = "N", default_value_t = 60)]
+    pub group_requests_per_minute: u32,
+
     /// How clients get files that rest in a bucket; from a folder they always come through this process.
     #[arg(long, value_name = "MODE", value_enum, default_value_t = FileLinks::Redirect)]
     pub file_links: FileLinks,
@@ -120,6 +125,7 @@ impl DoorArgs {
         Limits {
             kick_offs: pace(self.kick_offs_per_minute, self.kick_offs_per_minute / 2),
             polls: pace(self.polls_per_minute, self.polls_per_minute),
+            questions: pace(self.group_requests_per_minute, self.group_requests_per_minute),
         }
     }
 
@@ -221,7 +227,9 @@ mod tests {
     fn limits_are_those_of_the_gateway_unless_told_otherwise() {
         let limits = |args: &[&str]| Only::try_parse_from(["x"].iter().chain(args)).unwrap().door.limits();
         assert_eq!(limits(&[]), Limits::default());
-        assert_eq!(limits(&["--polls-per-minute", "0", "--kick-offs-per-minute", "0"]), Limits::NONE);
+        let none =
+            ["--polls-per-minute", "0", "--kick-offs-per-minute", "0", "--group-requests-per-minute", "0"];
+        assert_eq!(limits(&none), Limits::NONE);
         let one = limits(&["--kick-offs-per-minute", "1"]).kick_offs;
         assert_eq!(one, Some(Pace { burst: 1, per_minute: 1 }));
     }
