@@ -272,7 +272,7 @@ mod tests {
         let snapshot = source.snapshot(&NoProgress).unwrap();
         let of_coverage: BTreeSet<String> = rows(&*snapshot, "Coverage")
             .iter()
-            .filter(|row| row["status"] == "active")
+            .filter(|row| row["type"]["coding"][0]["code"] == "PPO")
             .flat_map(|row| named(row, &["policyHolder", "subscriber", "beneficiary"]))
             .collect();
         let women: BTreeSet<String> = rows(&*snapshot, "Patient")
@@ -286,7 +286,7 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         let long_rows = Arc::default();
         let workshop = Workshop { scratch: scratch.path(), budget: 1 << 20, long_rows: &long_rows };
-        let filters = vec!["Coverage?status=active".to_owned(), "Patient?gender=female".to_owned()];
+        let filters = vec!["Coverage?type=PPO".to_owned(), "Patient?gender=female".to_owned()];
         let plan = CohortPlan(vec![(cohort_id(1).unwrap(), CohortRule { filters, among: None })]);
         let mut steps = BTreeSet::new();
         let found = members(&*snapshot, &plan, &workshop, &mut |step| {
