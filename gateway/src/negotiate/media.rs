@@ -62,11 +62,12 @@ pub enum BinaryForm {
 }
 
 /// In which form `Accept` wants a Binary of this type: its content, unless the client prefers FHIR (the rule of R4 for
-/// reading a Binary). `None` where it takes neither.
-pub fn binary_form(headers: &HeaderMap, content_type: &str) -> Option<BinaryForm> {
+/// reading a Binary). Its content also where the client names other types: clients send the `contentType` of the
+/// Attachment, which need not be that of the Binary (RFC 9110, 12.5.1 leaves that to the server).
+pub fn binary_form(headers: &HeaderMap, content_type: &str) -> BinaryForm {
     let ranges = list_elements(headers, header::ACCEPT).unwrap_or_default();
     if ranges.is_empty() {
-        return Some(BinaryForm::Content);
+        return BinaryForm::Content;
     }
     // How much it is wanted, and how precisely it is named.
     let wish = |name: &str| {
@@ -79,10 +80,9 @@ pub fn binary_form(headers: &HeaderMap, content_type: &str) -> Option<BinaryForm
     };
     let name = content_type.split(';').next().unwrap_or_default().trim();
     let (content, resource) = (wish(name), wish(FHIR_JSON).max(wish(JSON)));
-    match (content, resource) {
-        (_, (weight, _)) if weight > 0 && resource > content => Some(BinaryForm::Resource),
-        ((weight, _), _) if weight > 0 => Some(BinaryForm::Content),
-        _ => None,
+    match resource {
+        (weight, _) if weight > 0 && resource > content => BinaryForm::Resource,
+        _ => BinaryForm::Content,
     }
 }
 
@@ -152,26 +152,26 @@ mod tests {
     fn fl_18_a_binary_is_its_content_unless_fhir_is_wanted() {
         use BinaryForm::{Content, Resource};
         let form = |accept: &str, kind: &str| binary_form(&with_accept(accept), kind);
-        assert_eq!(binary_form(&HeaderMap::new(), "text/plain"), Some(Content));
+        assert_eq!(binary_form(&HeaderMap::new(), "text/plain"), Content);
         for (accept, expected) in [
-            ("", Some(Content)),
-            ("*/*", Some(Content)),
-            ("text/plain", Some(Content)),
-            ("text/*, application/pdf", Some(Content)),
-            ("application/fhir+json", Some(Resource)),
-            ("application/json", Some(Resource)),
-            ("application/fhir+json, */*", Some(Resource)),
-            ("application/fhir+json, */*;q=0.1", Some(Resource)),
-            ("application/fhir+json;q=0.1, */*", Some(Content)),
-            ("text/plain, application/fhir+json", Some(Content)),
-            ("application/fhir+json;q=0, */*;q=0.5", Some(Content)),
-            ("image/png", None),
-            ("text/plain;q=0", None),
+            ("", Content),
+            ("*/*", Content),
+            ("text/plain", Content),
+            ("text/*, application/pdf", Content),
+            ("application/fhir+json", Resource),
+            ("application/json", Resource),
+            ("application/fhir+json, */*", Resource),
+            ("application/fhir+json, */*;q=0.1", Resource),
+            ("application/fhir+json;q=0.1, */*", Content),
+            ("text/plain, application/fhir+json", Content),
+            ("application/fhir+json;q=0, */*;q=0.5", Content),
+            ("image/png", Content),
+            ("text/plain;q=0", Content),
         ] {
             assert_eq!(form(accept, "text/plain; charset=utf-8"), expected, "{accept}");
         }
-        assert_eq!(form("application/json", "application/json"), Some(Content));
-        assert_eq!(form("application/fhir+json", "application/json"), Some(Resource));
+        assert_eq!(form("application/json", "application/json"), Content);
+        assert_eq!(form("application/fhir+json", "application/json"), Resource);
     }
 
     #[test]

@@ -75,10 +75,6 @@ async fn answer(
     }
     let content_type = content_type(&binary);
     let form = binary_form(headers, content_type.to_str().unwrap_or(UNKNOWN_TYPE));
-    let form = form.ok_or_else(|| {
-        let shown = content_type.to_str().unwrap_or(UNKNOWN_TYPE);
-        Refusal::not_acceptable(&format!("{shown} or {FHIR_JSON}"))
-    })?;
     let (len, shown) = match form {
         BinaryForm::Content => (binary.data.as_ref().map_or(0, |data| data.len), content_type),
         BinaryForm::Resource => (pointer.size, HeaderValue::from_static(FHIR_JSON)),
