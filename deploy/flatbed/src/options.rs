@@ -405,7 +405,6 @@ mod tests {
             (&["--organize-output-by", "Patient"], "organizeOutputBy"),
             (&["--level", "patient", "--organize-output-by", "Claim"], "organizeOutputBy"),
             (&["--include-associated-data", "_all"], "includeAssociatedData"),
-            (&["--include-associated-data", "LatestProvenanceResources"], "includeAssociatedData"),
             (&["--minimum-file-size", "2", "--maximum-file-size", "2"], "_maximumFileSize"),
             (&["--maximum-file-size", "0"], "_maximumFileSize"),
             (&["--output-format", "text/csv"], "_outputFormat"),
