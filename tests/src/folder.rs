@@ -12,14 +12,14 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::lake;
-use crate::lines::{Lines, hash_line};
+use crate::lines::{Lines, hash_line, with_stored_urls};
 
 /// A result folder, checked.
 #[derive(Debug)]
 pub struct Export {
     /// `manifest.json`.
     pub manifest: Value,
-    /// The resources of the `output` files.
+    /// The resources of the `output` files, with the URLs that attachments have in the source.
     pub lines: Lines,
     /// The OperationOutcomes of the `error` files.
     pub outcomes: Vec<Value>,
@@ -153,7 +153,7 @@ fn read_file(
                 Some(kind) => {
                     *export.counts.entry(kind.clone()).or_default() += 1;
                     if depth == Depth::Lines {
-                        export.lines.add(&kind, hash_line(line));
+                        export.lines.add(&kind, hash_line(&with_stored_urls(line)));
                     }
                 }
             }
@@ -176,7 +176,7 @@ fn read_file(
         if depth == Depth::Lines {
             let typed: Typed<'_> = serde_json::from_slice(line).with_context(|| format!("line {count}"))?;
             ensure!(typed.resource_type == kind, "line {count} is a {}, not a {kind}", typed.resource_type);
-            export.lines.add(kind, hash_line(line));
+            export.lines.add(kind, hash_line(&with_stored_urls(line)));
         }
         Ok(())
     };

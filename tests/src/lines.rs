@@ -1,5 +1,6 @@
 //! Sets of lines, compared without holding them: a line is its type and 128 bits of its SHA-256.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt::Write as _;
 
@@ -14,6 +15,31 @@ pub fn hash_line(line: &[u8]) -> LineHash {
     let mut half = [0; 16];
     half.copy_from_slice(&digest[..16]);
     u128::from_be_bytes(half)
+}
+
+/// What stands before the reference in the URL that a job gives an attachment.
+const ATTACHMENT: &str = "/attachment/";
+
+/// A line with the references that its attachments have in the source, in the place of the URLs that the job gave them: each
+/// job gives others.
+pub fn with_stored_urls(line: &[u8]) -> Cow<'_, [u8]> {
+    let Ok(text) = std::str::from_utf8(line) else { return Cow::Borrowed(line) };
+    let mark = format!("{ATTACHMENT}Binary/");
+    if !text.contains(&mark) {
+        return Cow::Borrowed(line);
+    }
+    let (mut restored, mut rest) = (String::with_capacity(text.len()), text);
+    while let Some(at) = rest.find(&mark) {
+        let (before, from) = rest.split_at(at + ATTACHMENT.len());
+        let (value, behind) = from.split_at(from.find('"').unwrap_or(from.len()));
+        let start = before.rfind('"').map_or(0, |quote| quote + 1);
+        restored.push_str(&before[..start]);
+        // The last part proves that the job gave the URL out.
+        restored.push_str(value.rsplit_once('/').map_or(value, |(reference, _)| reference));
+        rest = behind;
+    }
+    restored.push_str(rest);
+    Cow::Owned(restored.into_bytes())
 }
 
 /// How often each line of each type occurs.
@@ -106,6 +132,14 @@ impl Lines {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn urls_of_a_job_become_what_the_source_has() {
+        let given = r#"{"a":"http://h/fhir/export/job_1/attachment/Binary/b1/Xy-_","b":["http://h/x/attachment/Binary/2/_history/3/Q"],"c":"é"}"#.as_bytes();
+        let stored = r#"{"a":"Binary/b1","b":["Binary/2/_history/3"],"c":"é"}"#;
+        assert_eq!(with_stored_urls(given), stored.as_bytes());
+        assert_eq!(with_stored_urls(stored.as_bytes()), stored.as_bytes());
+    }
 
     #[test]
     fn differences_are_seen_both_ways_and_with_multiplicity() {

@@ -15,10 +15,10 @@ checks! {
 
 /// A server whose files are so small that one manifest does not hold them.
 async fn of_many_files() -> Result<Target> {
-    Target::source("synthetic:patients=60,seed=9", &["--compress", "none"]).await
+    Target::source("synthetic:patients=34,seed=9", &["--compress", "none"]).await
 }
 
-/// Bytes of a file: some thousands of them.
+/// Bytes of a file: more than a thousand of them.
 const MOST: &str = "8000";
 
 fn paged(form: Form) -> Ask {
