@@ -40,7 +40,7 @@ use crate::store::MetaStore;
 /// How long an orderly stop waits for transactions in flight.
 const STOP_LIMIT: std::time::Duration = std::time::Duration::from_secs(8);
 
-/// How often answers to questions are looked through for old ones.
+/// How often answers to questions, and what is known of assertions and tokens, are looked through for old ones.
 const SWEEP_ANSWERS: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// Tells the time: wall clock, for records and expiry only.
@@ -143,10 +143,11 @@ pub struct Status {
     pub questions_waiting: u64,
 }
 
-/// Sweeps answers to questions while there is anybody who works with this context. Every coordinator does it: there are
+/// Sweeps answers to questions, used assertions and revoked tokens while there is anybody who works with this context. Every coordinator does it: there are
 /// few, and deleting one twice is harmless.
 async fn keep_swept(context: std::sync::Weak<driver::Context>) {
     let mut beats = tokio::time::interval(SWEEP_ANSWERS);
+    let mut swept = None;
     loop {
         beats.tick().await;
         let Some(context) = context.upgrade().filter(|context| !context.is_leaving()) else { return };
@@ -154,6 +155,9 @@ async fn keep_swept(context: std::sync::Weak<driver::Context>) {
             Ok(0) => {}
             Ok(answers) => tracing::debug!(answers, "answers to questions swept"),
             Err(error) => tracing::warn!(reason = %error.message, "answers to questions could not be swept"),
+        }
+        if let Err(error) = services::trust::sweep(&context, &mut swept).await {
+            tracing::warn!(%error, "used assertions and revoked tokens could not be swept");
         }
     }
 }
@@ -233,7 +237,7 @@ impl Coordinator {
         Ok(Coordinator { context, services, actor })
     }
 
-    /// The service of gateways and operators alone.
+    /// The services of gateways and operators alone.
     pub fn jobs_routes(&self) -> Routes {
         self.services.jobs_routes()
     }

@@ -6,7 +6,7 @@
 //!
 //! Read in this order: [`kickoff`] (what a client asks for), `group` (Groups that clients read, search and make), `negotiate` (what its headers ask for), `auth`
 //! (what it may), [`limits`] (how often), `hosts` (under which names), [`fhir`] (the JSON that answers), `openapi`
-//! (its description), `jobs` and `delivery` (the coordinator and the files), `routes` (HTTP around all of them).
+//! (its description), `jobs`, [`trust_client`] and `delivery` (the coordinator and the files), `routes` (HTTP around all of them).
 //!
 //! Invariants: every error is an OperationOutcome; every route asks `auth::decide`; neither logs nor error
 //! texts hold resource content, tokens or URLs of files.
@@ -22,6 +22,7 @@ pub mod limits;
 mod negotiate;
 mod openapi;
 mod routes;
+pub mod trust_client;
 
 use std::fmt;
 use std::sync::Arc;

@@ -10,6 +10,7 @@ pub mod convert_cohort;
 pub mod convert_content;
 pub mod convert_job;
 pub mod convert_task;
+pub mod convert_trust;
 pub mod frame;
 pub mod reach;
 pub mod status;
@@ -32,13 +33,19 @@ mod generated {
             tonic::include_proto!("flatbed.lease.v1");
         }
     }
+    pub mod trust {
+        pub mod v1 {
+            tonic::include_proto!("flatbed.trust.v1");
+        }
+    }
 }
 
 /// The messages and services: `types` (shared values, stored records), `job` (gateways and operators),
-/// `lease` (the worker protocol).
+/// `lease` (the worker protocol), `trust` (clients, tokens and keys).
 pub mod wire {
     pub use crate::generated::job::v1 as job;
     pub use crate::generated::lease::v1 as lease;
+    pub use crate::generated::trust::v1 as trust;
     pub use crate::generated::types::v1 as types;
 }
 

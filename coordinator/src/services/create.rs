@@ -91,7 +91,8 @@ impl Services {
         // A call that is repeated after its first try was admitted is not one more.
         let own = keys.admitted(client, job);
         let others = markers.iter().filter(|(key, _)| *key != own).count();
-        if others >= self.context.options.max_jobs as usize {
+        let registered = self.stored_client(client).await?.and_then(|(_, client)| client.max_jobs);
+        if others >= registered.unwrap_or(self.context.options.max_jobs) as usize {
             let message = format!("{others} exports of this client are unfinished, as many as it may have");
             return Err(to_status(ErrorCode::Throttled, message));
         }

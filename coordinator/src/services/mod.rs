@@ -5,6 +5,7 @@
 //! - `lookup`: any coordinator answers for any job: from its own machines, from the owner, or from the store.
 //! - `content`: questions whose answer a worker writes as an object.
 //! - `cohorts`: Groups that clients made, and what became of their asynchronous requests: kept in the store.
+//! - `trust`: clients, used assertions, revoked tokens, signing keys: kept in the store.
 //! - `control`: the workers' side.
 
 mod cohorts;
@@ -12,6 +13,7 @@ mod content;
 mod control;
 mod create;
 mod lookup;
+pub(crate) mod trust;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,7 +61,8 @@ impl Services {
     }
 
     pub fn jobs_routes(&self) -> Routes {
-        Routes::new(JobsServer::new(self.clone()).max_decoding_message_size(caps::MAX_MESSAGE))
+        let jobs = JobsServer::new(self.clone()).max_decoding_message_size(caps::MAX_MESSAGE);
+        Routes::new(jobs).add_service(self.trust_server())
     }
 
     pub fn routes(&self) -> Routes {

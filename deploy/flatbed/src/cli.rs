@@ -10,7 +10,9 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use flatbed_chassis::config::{self, ConfigFile};
 use flatbed_chassis::telemetry::{self, LevelFilter, LogFormat};
 
-use crate::commands::{coordinator, doctor, export, gateway, jobs, keys, pull, serve, synth, worker};
+use crate::commands::{
+    clients, coordinator, doctor, export, gateway, jobs, keys, pull, serve, synth, worker,
+};
 use crate::display::note;
 
 /// Of the environment twins of all options.
@@ -50,6 +52,8 @@ enum Commands {
     Synth(synth::SynthArgs),
     /// Look at the jobs of a running service, and cancel them.
     Jobs(jobs::JobsArgs),
+    /// Look at the registered clients of a running service, add and remove them.
+    Clients(clients::ClientsArgs),
     /// Make keys and certificates.
     Keys(keys::KeysArgs),
     /// Check source, state, output and clock, and say what to fix.
@@ -152,6 +156,7 @@ fn execute(command: Commands) -> Result<(), Failure> {
             Commands::Pull(args) => Box::pin(pull::run(*args)).await,
             Commands::Synth(args) => synth::run(args).await,
             Commands::Jobs(args) => jobs::run(args).await,
+            Commands::Clients(args) => clients::run(args).await,
             Commands::Keys(args) => keys::run(args).await,
             Commands::Doctor(args) => doctor::run(args).await,
         }

@@ -4,12 +4,14 @@
 //! [`embedded`] is a whole cluster in one process, for `export`, `serve` and tests alike.
 
 pub mod cli;
+pub mod clients;
 mod commands;
 pub mod dial;
 pub mod display;
 mod edge;
 pub mod embedded;
 pub mod folder;
+pub mod jwk;
 pub mod options;
 pub mod output;
 pub mod places;

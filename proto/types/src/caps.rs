@@ -167,3 +167,52 @@ pub const MAX_RECEIPTS: usize = 100;
 
 /// How long they are kept.
 pub const RECEIPT_MILLIS: u64 = 24 * 3_600_000;
+
+/// Bytes of a client's name: what a page shows in one line.
+pub const MAX_CLIENT_NAME: usize = 256;
+
+/// Bytes of a client's scopes: one per type, twice over.
+pub const MAX_CLIENT_SCOPES: usize = 16 << 10;
+
+/// Bytes of the URL of a client's keys.
+pub const MAX_CLIENT_URL: usize = 2 << 10;
+
+/// Bytes of a client's JWK Set: some tens of keys.
+pub const MAX_CLIENT_JWKS: usize = 64 << 10;
+
+/// Groups listed for one client: its record stays far below what the state store takes at once.
+pub const MAX_CLIENT_GROUPS: usize = 2_000;
+
+/// Bytes of clients in one message of a list.
+pub const MAX_CLIENT_LIST_BYTES: usize = 4 << 20;
+
+/// How long one window of used jtis is. A sweep removes whole windows.
+pub const JTI_WINDOW_MILLIS: i64 = 120_000;
+
+/// How far ahead of a coordinator's clock an assertion may end: five minutes (AU-60), and what gateways allow for clocks.
+pub const JTI_AHEAD_MILLIS: i64 = 480_000;
+
+/// How far behind it may have ended: what gateways allow for clocks.
+pub const JTI_BEHIND_MILLIS: i64 = 120_000;
+
+/// Windows on both sides of the present one in which a jti may have been used before: whoever used the same assertion did
+/// so with a clock that was at most the two times above away.
+pub const JTI_WINDOWS: i64 = (JTI_AHEAD_MILLIS + JTI_BEHIND_MILLIS) / JTI_WINDOW_MILLIS;
+
+/// Windows that are kept beyond those: by so much the clocks of coordinators may differ.
+pub const JTI_WINDOWS_KEPT: i64 = 2 * JTI_WINDOWS;
+
+/// Bytes that name a token.
+pub const MAX_TOKEN_ID: usize = 128;
+
+/// How far ahead a revocation may end: no token lives longer (AU-71).
+pub const MAX_REVOCATION_MILLIS: i64 = 3_600_000;
+
+/// How long a key signs tokens before another follows.
+pub const SIGNING_KEY_MILLIS: i64 = 24 * 3_600_000;
+
+/// How long a new key verifies before it signs: gateways ask more often than that.
+pub const SIGNING_KEY_AHEAD_MILLIS: i64 = 10 * 60_000;
+
+/// How long a key verifies after another has begun to sign: longer than any token lives.
+pub const SIGNING_KEY_AFTER_MILLIS: i64 = MAX_REVOCATION_MILLIS + 10 * 60_000;

@@ -19,6 +19,10 @@
 //! | `h/<client>/n/<id>` | marker of a cohort of the client | any coordinator |
 //! | `h/<client>/d/<id>` | the cohort | any coordinator |
 //! | `h/<client>/r/<id>` | what became of an asynchronous request of the client | any coordinator |
+//! | `k` | the keys that sign tokens | any coordinator |
+//! | `n/<window>/<hash>` | nonce of whoever used a jti; windows are of some minutes | any coordinator |
+//! | `v/<hash>` | until when a token is revoked | any coordinator |
+//! | `w/<xx>/<client>/` | a registered client; two hex digits of its hash spread them | any coordinator |
 //!
 //! Objects, below the output root and `<cluster>/<tenant>/<job>/`:
 //!
@@ -191,6 +195,47 @@ impl MetaKeys {
         format!("{}h/{client}/r/", self.prefix).into_bytes()
     }
 
+    /// A registered client. The `/` at the end keeps it apart from those whose names go on.
+    pub fn client(&self, client: &ClientId) -> Vec<u8> {
+        format!("{}w/{:02x}/{client}/", self.prefix, client_bucket(client)).into_bytes()
+    }
+
+    /// What all clients of a bucket start with.
+    pub fn clients_of(&self, bucket: u8) -> Vec<u8> {
+        format!("{}w/{bucket:02x}/", self.prefix).into_bytes()
+    }
+
+    /// A jti that was used within a window of time.
+    pub fn used_jti(&self, window: u32, hash: u128) -> Vec<u8> {
+        format!("{}n/{window:08x}/{hash:032x}", self.prefix).into_bytes()
+    }
+
+    /// What a sixteenth of the jtis of a window start with: as many as a store removes at once without a halt.
+    pub fn used_jtis_of(&self, window: u32, sixteenth: u8) -> Vec<u8> {
+        format!("{}n/{window:08x}/{:x}", self.prefix, sixteenth & 0xf).into_bytes()
+    }
+
+    /// Where the jtis of all windows before this one lie: from the first key to the second, which is not among them.
+    pub fn used_jtis_before(&self, window: u32) -> (Vec<u8>, Vec<u8>) {
+        let edge = |window: u32| format!("{}n/{window:08x}", self.prefix).into_bytes();
+        (edge(0), edge(window))
+    }
+
+    /// The revocation of a token, by the hash of its id.
+    pub fn revoked(&self, hash: u128) -> Vec<u8> {
+        format!("{}v/{hash:032x}", self.prefix).into_bytes()
+    }
+
+    /// What all revocations start with.
+    pub fn all_revoked(&self) -> Vec<u8> {
+        format!("{}v/", self.prefix).into_bytes()
+    }
+
+    /// The keys that sign tokens.
+    pub fn signing_keys(&self) -> Vec<u8> {
+        format!("{}k", self.prefix).into_bytes()
+    }
+
     /// The job of an idempotency key, by its hash.
     pub fn idempotency(&self, client: &ClientId, key_hash: u128) -> Vec<u8> {
         format!("{}i/{client}/{key_hash:032x}", self.prefix).into_bytes()
@@ -220,11 +265,19 @@ pub fn answer_object(answers: &str, nonce: Nonce) -> String {
 
 /// The name that tells clients' folders apart without showing who they are.
 pub fn tenant_folder(client: &ClientId) -> String {
-    // FNV-1a, 64 bits: a folder name, not a secret.
-    let hash = client.as_str().bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+    format!("t{:016x}", client_hash(client))
+}
+
+/// FNV-1a, 64 bits: it spreads names, and keeps no secret.
+fn client_hash(client: &ClientId) -> u64 {
+    client.as_str().bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
-    format!("t{hash:016x}")
+    })
+}
+
+/// The bucket that a client is listed in.
+pub fn client_bucket(client: &ClientId) -> u8 {
+    (client_hash(client) & 0xff) as u8
 }
 
 /// Who wrote an output object: the part of its name that makes it the attempt's own.
@@ -346,5 +399,18 @@ mod tests {
         assert!(!keys.task(other, TaskId(3)).starts_with(&keys.tasks(job)));
         assert_eq!(trailing_hex(&keys.commit(job, 300)), Some(300));
         assert_eq!(trailing_hex(&keys.job(job)), Some(7));
+    }
+
+    #[test]
+    fn keys_of_trust_lie_where_they_are_looked_for() {
+        let keys = MetaKeys::new("main");
+        let client = |name: &str| name.parse::<ClientId>().unwrap();
+        assert!(!keys.client(&client("a-1")).starts_with(&keys.client(&client("a"))));
+        assert!(keys.client(&client("a")).starts_with(&keys.clients_of(client_bucket(&client("a")))));
+        let (from, to) = keys.used_jtis_before(16);
+        let lies_there = |key: Vec<u8>| from <= key && key < to;
+        assert!(lies_there(keys.used_jti(0, 0)) && lies_there(keys.used_jti(15, u128::MAX)));
+        assert!(!lies_there(keys.used_jti(16, 0)) && !lies_there(keys.all_revoked()));
+        assert!(keys.used_jti(9, 0xa << 124).starts_with(&keys.used_jtis_of(9, 10)));
     }
 }

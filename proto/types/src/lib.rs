@@ -21,6 +21,7 @@ pub mod position;
 pub mod request;
 pub mod resource_type;
 pub mod task;
+pub mod trust;
 
 pub use error_code::ErrorCode;
 pub use ids::{AttemptId, ClientId, CoordinatorId, Epoch, JobId, Nonce, SessionId, TaskId, Token, WorkerId};

@@ -41,11 +41,14 @@ pub struct GatewayArgs {
 pub async fn run(args: GatewayArgs) -> Result<(), Failure> {
     args.door.check()?;
     let coordinators = args.rpc.dialer(&[Role::Gateway])?.coordinators(&args.coordinators.urls)?;
+    let registration = args.door.registration()?;
     let life = Life::begin()?;
     let output = open_output(&args.output)?;
     let door = args.door.bind().await?;
     let public_url = door.public_url.clone();
-    let probe = GatewayProbe { coordinators: coordinators.clone(), objects: output.objects.clone() };
+    let clients = registration.map(|file| file.follow(coordinators.clone(), life.stopping()));
+    let objects = output.objects.clone();
+    let probe = GatewayProbe { coordinators: coordinators.clone(), objects, clients };
     let door = door.open(&args.door, coordinators, &output);
     life.show(&args.admin, Arc::new(probe), None).await?;
     note(format_args!("FHIR base    {}/fhir", public_url.as_str()));

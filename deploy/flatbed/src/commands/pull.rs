@@ -1,6 +1,7 @@
 //! `flatbed pull`: an export of any Bulk Data server as files in a folder.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -13,8 +14,11 @@ use serde_json::json;
 use crate::cli::Failure;
 use crate::display::{self, Progress, Reached, data, note};
 use crate::folder;
+use crate::jwk::SigningJwk;
 use crate::options::{Format, QueryOptions, absolute};
-use crate::pull::{self, KickOff, PullObserver, PullOptions, PullReport, Retries, TokenSource};
+use crate::pull::{
+    self, KickOff, PullObserver, PullOptions, PullReport, Retries, Scopes, Smart, TokenSource,
+};
 
 /// Options of `flatbed pull`.
 #[derive(Debug, Args)]
@@ -42,13 +46,21 @@ pub struct PullArgs {
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
 
-    /// Client id for SMART Backend Services (not in this build yet).
-    #[arg(long, value_name = "ID")]
+    /// Get tokens by SMART Backend Services, as this client.
+    #[arg(long, value_name = "ID", requires = "key", conflicts_with_all = ["token", "token_file"])]
     pub client_id: Option<String>,
 
-    /// Private key for SMART Backend Services, JWK or PEM (not in this build yet).
-    #[arg(long, value_name = "FILE")]
+    /// Private key of that client: JWK or PEM, on P-384 or RSA.
+    #[arg(long, value_name = "FILE", requires = "client_id")]
     pub key: Option<PathBuf>,
+
+    /// What the server calls the key [default: what the JWK says, else its thumbprint].
+    #[arg(long, value_name = "KID", requires = "key")]
+    pub key_id: Option<String>,
+
+    /// Scopes to ask for, separated by spaces [default: to read and search what is pulled].
+    #[arg(long, value_name = "SCOPES", requires = "key")]
+    pub scopes: Option<String>,
 
     /// Delete the export on the server when all files are here.
     #[arg(long)]
@@ -61,16 +73,7 @@ pub struct PullArgs {
 
 /// Runs the command.
 pub async fn run(args: PullArgs) -> Result<(), Failure> {
-    if args.client_id.is_some() || args.key.is_some() {
-        let text =
-            "--client-id and --key (SMART Backend Services) are not in this build yet; use --token-file";
-        return Err(Failure::usage(text));
-    }
-    let token = match (args.token, args.token_file) {
-        (Some(token), _) => TokenSource::Given(token),
-        (None, Some(file)) => TokenSource::File(file),
-        (None, None) => TokenSource::None,
-    };
+    let token = token_source(&args)?;
     let options = PullOptions {
         kick_off: kick_off(&args.base_url, &args.query)?,
         out: absolute(&args.out)?,
@@ -99,12 +102,52 @@ pub async fn run(args: PullArgs) -> Result<(), Failure> {
     summarize(&report, &options, args.format, received, began.elapsed())
 }
 
+fn token_source(args: &PullArgs) -> Result<TokenSource, Failure> {
+    if let (Some(client), Some(path)) = (&args.client_id, &args.key) {
+        let file = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let key = SigningJwk::read(&file);
+        let key = key.map_err(|error| Failure::usage(format!("--key {}: {error}", path.display())))?;
+        let key = match &args.key_id {
+            Some(kid) => key.with_kid(kid.clone()),
+            None => key,
+        };
+        let base = http_url(args.base_url.trim_end_matches('/')).ok_or_else(|| no_base(&args.base_url))?;
+        let scopes = match &args.scopes {
+            Some(scopes) => Scopes::Given(scopes.clone()),
+            None => Scopes::Types(scoped_types(&args.query)),
+        };
+        let smart = Smart::new(base, client.clone(), key, scopes, Retries::default())?;
+        return Ok(TokenSource::Smart(Arc::new(smart)));
+    }
+    Ok(match (&args.token, &args.token_file) {
+        (Some(token), _) => TokenSource::Given(token.clone()),
+        (None, Some(file)) => TokenSource::File(file.clone()),
+        (None, None) => TokenSource::None,
+    })
+}
+
+/// Types that a client must be allowed to read for this request; none for all.
+fn scoped_types(query: &QueryOptions) -> Vec<String> {
+    let mut types = query.types.clone();
+    let is_group = matches!(query.level.0, flatbed_types::Level::Group(_));
+    if is_group && !types.is_empty() && !types.iter().any(|kind| kind == "Group") {
+        types.push("Group".to_owned());
+    }
+    types
+}
+
+fn http_url(text: &str) -> Option<Url> {
+    Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https"))
+}
+
+fn no_base(base: &str) -> Failure {
+    Failure::usage(format!("'{base}' is no URL like https://ehr.example/fhir"))
+}
+
 /// The kick-off: a GET where that can say everything, since every server knows it; else a POST.
 fn kick_off(base: &str, query: &QueryOptions) -> Result<KickOff, Failure> {
     let text = format!("{}/{}", base.trim_end_matches('/'), query.operation());
-    let parsed = Url::parse(&text).ok().filter(|url| matches!(url.scheme(), "http" | "https"));
-    let mut url =
-        parsed.ok_or_else(|| Failure::usage(format!("'{base}' is no URL like https://ehr.example/fhir")))?;
+    let mut url = http_url(&text).ok_or_else(|| no_base(base))?;
     if !query.patients.is_empty() {
         return Ok(KickOff { url, body: Some(query.parameters().to_string()) });
     }

@@ -73,6 +73,7 @@ pub struct ServeArgs {
 pub async fn run(args: ServeArgs) -> Result<(), Failure> {
     check(&args)?;
     let tls = args.rpc.load(&[Role::Coordinator])?;
+    let registration = args.door.registration()?;
     let life = Life::begin()?;
     let data_dir = absolute(&args.data_dir)?;
     let Claim::Ours(data) = DataFolder::claim(&data_dir).map_err(folder::unusable)? else {
@@ -89,6 +90,7 @@ pub async fn run(args: ServeArgs) -> Result<(), Failure> {
         None => open_own_folder(&data.subfolder("objects")?)?,
     };
     let cluster = Box::pin(start(&args, &data, &output)).await?;
+    let clients = registration.map(|file| file.follow(cluster.coordinators(), life.stopping()));
     let door = door.open(&args.door, cluster.coordinators(), &output);
     let server = match args.rpc_listen {
         None => None,
@@ -98,7 +100,7 @@ pub async fn run(args: ServeArgs) -> Result<(), Failure> {
         }
     };
     let health = server.as_ref().map(RpcServer::health);
-    life.show(&args.admin, Arc::new(ServeProbe { jobs: cluster.jobs() }), health).await?;
+    life.show(&args.admin, Arc::new(ServeProbe { jobs: cluster.jobs(), clients }), health).await?;
     note(welcome(public_url.as_str(), &data_dir.display().to_string()));
 
     life.until_told().await;

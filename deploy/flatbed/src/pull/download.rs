@@ -134,12 +134,19 @@ pub async fn attempt(
     let (path, keep, organized) = (target.part.to_owned(), strong.is_some(), target.organized);
     let mut part = blocking(move || Part::open(&path, keep, organized)).await?;
 
+    if target.access == Access::WithToken {
+        http.ready().await.map_err(again)?;
+    }
     let mut request = http.request(Method::GET, target.url, target.access).map_err(Trouble::Fatal)?;
     request = request.header(ACCEPT, ACCEPTED_FORMAT).header(ACCEPT_ENCODING, "gzip");
     if let Some(etag) = strong.as_ref().and_then(|started| started.etag.as_ref()).filter(|_| part.len > 0) {
         request = request.header(RANGE, format!("bytes={}-", part.len)).header(IF_RANGE, etag);
     }
     let response = request.send().await.map_err(|error| again(anyhow!(http::describe(error))))?;
+    let is_refused = response.status() == StatusCode::UNAUTHORIZED && target.access == Access::WithToken;
+    if is_refused && http.token_refused() {
+        return Err(again(anyhow!("the server refuses the token")));
+    }
     let coding = header(&response, CONTENT_ENCODING).filter(|coding| coding != "identity");
     match response.status() {
         StatusCode::OK => {

@@ -1,11 +1,14 @@
 //! Requests with patience: who gets the token, what is worth another try, and how long to wait before it.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use reqwest::header::{AUTHORIZATION, HeaderMap, RETRY_AFTER};
 use reqwest::{RequestBuilder, Response, StatusCode, Url};
+
+use super::smart::Smart;
 
 /// Shortest `Retry-After` that is obeyed: zero, or a date that is past, would make a tight loop.
 const MIN_RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -61,6 +64,8 @@ pub enum TokenSource {
     Given(String),
     /// Read anew for each request, so that another program can keep it fresh.
     File(PathBuf),
+    /// Got from the server, and renewed before it expires.
+    Smart(Arc<Smart>),
 }
 
 /// Whether a request carries the token.
@@ -70,6 +75,14 @@ pub enum Access {
     WithToken,
     /// It does not: the server said that none is required, and clients then must not send it.
     Bare,
+}
+
+/// A client with the usual patience for connections.
+pub fn builder() -> reqwest::ClientBuilder {
+    reqwest::Client::builder()
+        .user_agent(concat!("flatbed/", env!("CARGO_PKG_VERSION")))
+        .connect_timeout(CONNECT_TIMEOUT)
+        .read_timeout(IDLE_TIMEOUT)
 }
 
 /// Requests to one server.
@@ -86,13 +99,29 @@ pub struct Http {
 impl Http {
     /// For a service at this base URL.
     pub fn new(base: &Url, token: TokenSource, retries: Retries) -> anyhow::Result<Http> {
-        let client = reqwest::Client::builder()
-            .user_agent(concat!("flatbed/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(IDLE_TIMEOUT)
-            .build()
-            .context("cannot set up the HTTP client")?;
+        let client = builder().build().context("cannot set up the HTTP client")?;
         Ok(Http { client, token, secure: base.scheme() == "https", retries })
+    }
+
+    /// Sees to it that requests have a token that is good for a while, where tokens are got from the server.
+    pub async fn ready(&self) -> anyhow::Result<()> {
+        match &self.token {
+            TokenSource::Smart(smart) => smart.ready().await,
+            TokenSource::None | TokenSource::Given(_) | TokenSource::File(_) => Ok(()),
+        }
+    }
+
+    /// A request was refused for its token. Whether another token may be got for the next try.
+    pub fn token_refused(&self) -> bool {
+        match &self.token {
+            TokenSource::Smart(smart) => {
+                if let Some(token) = smart.current() {
+                    smart.forget(&token);
+                }
+                true
+            }
+            TokenSource::None | TokenSource::Given(_) | TokenSource::File(_) => false,
+        }
     }
 
     /// A request. The token never leaves TLS when the service itself is behind it.
@@ -108,6 +137,9 @@ impl Http {
             (TokenSource::Given(token), Access::WithToken) => token.clone(),
             (TokenSource::File(path), Access::WithToken) => std::fs::read_to_string(path)
                 .with_context(|| format!("cannot read the token file {}", path.display()))?,
+            (TokenSource::Smart(smart), Access::WithToken) => {
+                smart.current().context("the server has not given a token")?
+            }
         };
         if self.secure && url.scheme() != "https" {
             bail!("the server named a URL without TLS; the access token is not sent there");
@@ -127,9 +159,17 @@ impl Http {
         build: impl Fn(&Http) -> anyhow::Result<RequestBuilder>,
         waiting: impl Fn(&str, Duration),
     ) -> anyhow::Result<Response> {
-        let (mut tries, mut throttled) = (0, 0);
+        let (mut tries, mut throttled, mut refused) = (0, 0, false);
         loop {
+            self.ready().await?;
             let (reason, pause) = match build(self)?.send().await {
+                // The server may have forgotten a token before its time; another is tried once.
+                Ok(response)
+                    if response.status() == StatusCode::UNAUTHORIZED && !refused && self.token_refused() =>
+                {
+                    refused = true;
+                    continue;
+                }
                 Ok(response) if asks_to_wait(&response) && throttled < MAX_THROTTLED => {
                     throttled += 1;
                     let pause = retry_after(response.headers());

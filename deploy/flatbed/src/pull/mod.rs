@@ -7,10 +7,13 @@ mod download;
 mod http;
 mod journal;
 mod manifest;
+mod smart;
 mod verify;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_smart;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -30,6 +33,7 @@ use journal::{Event, Finished, Journal, Remembered, Started};
 use manifest::PulledManifest;
 
 pub use http::{Retries, TokenSource};
+pub use smart::{Scopes, Smart};
 
 /// The folder, inside the target folder, of what is not complete yet.
 const WORK: &str = ".flatbed-pull";

@@ -1,11 +1,13 @@
 //! The HTTP door of `gateway` and `serve`: its options, what of them could never be right, and the running server.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
+use flatbed_gateway::trust_client::TrustClient;
 use flatbed_gateway::{Capabilities, Gateway, GatewayOptions, HostPolicy, Limits, Pace, PublicUrl};
 use flatbed_proto::reach::Coordinators;
 use flatbed_types::request::Dialect;
@@ -14,6 +16,9 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::Failure;
+use crate::clients;
+use crate::clients::file::ClientFile;
+use crate::clients::sync::{Follower, Following};
 use crate::options::listen_address;
 use crate::output::Output;
 use crate::tls::{PublicTls, TlsArgs};
@@ -115,6 +120,27 @@ pub struct DoorArgs {
     /// How clients get files that rest in a bucket; from a folder they always come through this process.
     #[arg(long, value_name = "MODE", value_enum, default_value_t = FileLinks::Redirect)]
     pub file_links: FileLinks,
+
+    /// TOML file of registered clients: it seeds and updates the cluster's registry, and is read again when it changes.
+    #[arg(long, value_name = "FILE")]
+    pub clients: Option<PathBuf>,
+}
+
+/// A client file that was good when it was read, and is to be followed.
+pub struct Registration {
+    path: PathBuf,
+    file: ClientFile,
+}
+
+impl Registration {
+    /// Brings the cluster's registry up to the file, now and whenever it changes, until told to stop.
+    pub fn follow(self, coordinators: Coordinators, stop: CancellationToken) -> Arc<Following> {
+        let checks = clients::form_checks();
+        let follower = Follower::new(self.path, checks, TrustClient::new(coordinators));
+        let state = follower.state();
+        tokio::spawn(follower.run(self.file, stop));
+        state
+    }
 }
 
 impl DoorArgs {
@@ -133,6 +159,17 @@ impl DoorArgs {
             )));
         }
         Ok(())
+    }
+
+    /// Reads the client file, if there is one.
+    ///
+    /// # Errors
+    /// As usage, when it is not good: a process that starts with it would keep clients out.
+    pub fn registration(&self) -> Result<Option<Registration>, Failure> {
+        let Some(path) = &self.clients else { return Ok(None) };
+        let file = clients::file::read(path, clients::form_checks());
+        let file = file.map_err(|problem| Failure::usage(format!("--clients: {problem}")))?;
+        Ok(Some(Registration { path: path.clone(), file }))
     }
 
     fn limits(&self) -> Limits {

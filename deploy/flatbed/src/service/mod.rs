@@ -72,6 +72,11 @@ impl Life {
         Ok(())
     }
 
+    /// Cancelled by the signal.
+    pub fn stopping(&self) -> CancellationToken {
+        self.stop.clone()
+    }
+
     /// Waits for the signal.
     pub async fn until_told(&self) {
         self.stop.cancelled().await;

@@ -1,6 +1,7 @@
 //! Whether a role can really do its work, and its numbers for Prometheus.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -17,6 +18,7 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
+use crate::clients::sync::Following;
 use crate::remote::{JobView, JobsApi};
 use crate::sources::Announced;
 
@@ -31,6 +33,8 @@ const NOTHING: &str = "flatbed-readiness";
 pub struct ServeProbe {
     /// The jobs.
     pub jobs: JobsApi,
+    /// How the client file is followed, where there is one.
+    pub clients: Option<Arc<Following>>,
 }
 
 #[async_trait]
@@ -51,6 +55,7 @@ impl Probe for ServeProbe {
         if let Ok(jobs) = self.jobs.list(METRICS_JOBS).await {
             job_metrics(page, &jobs);
         }
+        client_file(page, self.clients.as_deref());
     }
 }
 
@@ -60,6 +65,8 @@ pub struct GatewayProbe {
     pub coordinators: Coordinators,
     /// The files.
     pub objects: Arc<dyn ObjectStore>,
+    /// How the client file is followed, where there is one.
+    pub clients: Option<Arc<Following>>,
 }
 
 #[async_trait]
@@ -73,6 +80,26 @@ impl Probe for GatewayProbe {
         up(page);
         ready_metric(page, self.ready().await.is_ok());
         known_coordinators(page, &self.coordinators);
+        client_file(page, self.clients.as_deref());
+    }
+}
+
+fn client_file(page: &mut MetricsPage, following: Option<&Following>) {
+    let Some(following) = following else { return };
+    let counts = [
+        (
+            "flatbed_client_file_refused_total",
+            "Times that the client file had changed and was not good.",
+            &following.refused,
+        ),
+        (
+            "flatbed_client_file_applied_total",
+            "Times that the registry of clients was brought up to the client file.",
+            &following.applied,
+        ),
+    ];
+    for (name, help, count) in counts {
+        page.metric(name, MetricKind::Counter, help).sample(&[], count.load(Ordering::Relaxed));
     }
 }
 

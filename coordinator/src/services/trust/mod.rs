@@ -1,0 +1,154 @@
+//! What the cluster knows of clients, tokens and keys, in the store: any coordinator answers, nobody owns anything
+//! (`decisions.md` 9 and 22).
+//!
+//! - `clients`: registered clients.
+//! - `tokens`: jtis that were used, tokens that were revoked, and the sweep of both.
+//! - `keys`: the keys that sign tokens.
+//!
+//! Does not know what scopes, JWK Sets and tokens mean. Nothing is cached: what an answer says was so when it was asked
+//! for, at every coordinator. A store that does not answer is an error, never a permission.
+
+mod clients;
+mod keys;
+mod tokens;
+
+use flatbed_proto::convert::{Malformed, Wire, required, u128_from};
+use flatbed_proto::convert_trust::token_id_from;
+use flatbed_proto::wire::trust::trust_server::{Trust, TrustServer};
+use flatbed_proto::wire::trust::{
+    AuthorizeRequest, AuthorizeResponse, GetClientRequest, GetClientResponse, GetSigningKeysRequest,
+    GetSigningKeysResponse, IsRevokedRequest, IsRevokedResponse, ListClientsRequest, ListClientsResponse,
+    PutClientRequest, PutClientResponse, RemoveClientRequest, RemoveClientResponse, RevokeRequest,
+    RevokeResponse, RotateSigningKeysRequest, RotateSigningKeysResponse, UseJtiRequest, UseJtiResponse,
+};
+use flatbed_types::{ClientId, Instant, caps};
+use sha2::{Digest, Sha256};
+use tonic::{Request, Response, Status};
+
+use super::{Services, malformed};
+use tokens::Claim;
+pub(crate) use tokens::sweep;
+
+impl Services {
+    /// The service, to be added to routes.
+    pub(super) fn trust_server(&self) -> TrustServer<Services> {
+        TrustServer::new(self.clone()).max_decoding_message_size(caps::MAX_MESSAGE)
+    }
+}
+
+fn client_from(text: &str) -> Result<ClientId, Status> {
+    text.parse().map_err(|_| malformed(Malformed("client")))
+}
+
+/// The first half of a SHA-256 over these parts: what names something in a key of fixed length.
+fn short_hash(parts: &[&[u8]]) -> u128 {
+    let mut hash = Sha256::new();
+    parts.iter().for_each(|part| hash.update(part));
+    let digest: [u8; 32] = hash.finalize().into();
+    digest.iter().take(16).fold(0, |number, byte| (number << 8) | u128::from(*byte))
+}
+
+#[tonic::async_trait]
+impl Trust for Services {
+    async fn get_client(
+        &self,
+        request: Request<GetClientRequest>,
+    ) -> Result<Response<GetClientResponse>, Status> {
+        let id = client_from(&request.into_inner().id)?;
+        let found = self.stored_client(&id).await?;
+        Ok(Response::new(GetClientResponse { client: found.map(|(_, client)| client.to_wire()) }))
+    }
+
+    async fn put_client(
+        &self,
+        request: Request<PutClientRequest>,
+    ) -> Result<Response<PutClientResponse>, Status> {
+        let client = required(request.into_inner().client, "client").map_err(malformed)?;
+        let stored = self.clone().store_client(client).await?;
+        Ok(Response::new(PutClientResponse { client: stored.map(|client| client.to_wire()) }))
+    }
+
+    async fn remove_client(
+        &self,
+        request: Request<RemoveClientRequest>,
+    ) -> Result<Response<RemoveClientResponse>, Status> {
+        let message = request.into_inner();
+        let changed = !self.clone().forget_client(client_from(&message.id)?, message.version).await?;
+        Ok(Response::new(RemoveClientResponse { changed }))
+    }
+
+    async fn list_clients(
+        &self,
+        request: Request<ListClientsRequest>,
+    ) -> Result<Response<ListClientsResponse>, Status> {
+        self.clients_behind(&request.into_inner().after).await.map(Response::new)
+    }
+
+    async fn use_jti(&self, request: Request<UseJtiRequest>) -> Result<Response<UseJtiResponse>, Status> {
+        let message = request.into_inner();
+        let client = client_from(&message.client)?;
+        if message.jti_sha256.len() != 32 {
+            return Err(malformed(Malformed("jti_sha256")));
+        }
+        let claim = Claim {
+            hash: short_hash(&[client.as_str().as_bytes(), &[0], &message.jti_sha256]),
+            until: Instant::from_nanos(message.until),
+            nonce: u128_from(&message.nonce, "nonce").map_err(malformed)?,
+        };
+        let first = self.clone().claim(claim).await?;
+        Ok(Response::new(UseJtiResponse { first }))
+    }
+
+    async fn revoke(&self, request: Request<RevokeRequest>) -> Result<Response<RevokeResponse>, Status> {
+        let message = request.into_inner();
+        let token = token_id_from(&message.token_id).map_err(malformed)?;
+        self.clone().store_revocation(token_hash(token), Instant::from_nanos(message.until)).await?;
+        Ok(Response::new(RevokeResponse {}))
+    }
+
+    async fn is_revoked(
+        &self,
+        request: Request<IsRevokedRequest>,
+    ) -> Result<Response<IsRevokedResponse>, Status> {
+        let message = request.into_inner();
+        let token = token_id_from(&message.token_id).map_err(malformed)?;
+        let revoked = self.has_revocation(token_hash(token)).await?;
+        Ok(Response::new(IsRevokedResponse { revoked }))
+    }
+
+    async fn authorize(
+        &self,
+        request: Request<AuthorizeRequest>,
+    ) -> Result<Response<AuthorizeResponse>, Status> {
+        let message = request.into_inner();
+        let client = client_from(&message.client)?;
+        let token = token_id_from(&message.token_id).map_err(malformed)?;
+        let (found, revoked) =
+            tokio::try_join!(self.stored_client(&client), self.has_revocation(token_hash(token)))?;
+        let gone = found.is_none();
+        let changed = found.filter(|(_, client)| client.version != message.known_version);
+        let client = changed.map(|(_, client)| client.to_wire());
+        Ok(Response::new(AuthorizeResponse { gone, client, revoked }))
+    }
+
+    async fn get_signing_keys(
+        &self,
+        _: Request<GetSigningKeysRequest>,
+    ) -> Result<Response<GetSigningKeysResponse>, Status> {
+        let keys = self.clone().signing_keys().await?;
+        Ok(Response::new(GetSigningKeysResponse { keys: Some(keys.to_wire()) }))
+    }
+
+    async fn rotate_signing_keys(
+        &self,
+        request: Request<RotateSigningKeysRequest>,
+    ) -> Result<Response<RotateSigningKeysResponse>, Status> {
+        let nonce = u128_from(&request.into_inner().nonce, "nonce").map_err(malformed)?;
+        let kid = self.clone().replace_signing_keys(nonce).await?;
+        Ok(Response::new(RotateSigningKeysResponse { kid }))
+    }
+}
+
+fn token_hash(token: &str) -> u128 {
+    short_hash(&[token.as_bytes()])
+}
