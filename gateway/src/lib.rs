@@ -11,7 +11,7 @@
 //! Invariants: every error is an OperationOutcome; every route asks `auth::decide`; neither logs nor error
 //! texts hold resource content, tokens or URLs of files.
 
-mod auth;
+pub mod auth;
 mod delivery;
 pub mod fhir;
 mod group;
@@ -31,6 +31,9 @@ pub use hosts::{HostPolicy, InvalidPublicUrl, PublicUrl};
 pub use kickoff::Capabilities;
 pub use limits::{Limits, Pace};
 
+use auth::jwks::{InvalidAuthorities, JwksOptions};
+use auth::smart::Smart;
+use auth::trust::Trust;
 use flatbed_proto::reach::Coordinators;
 use flatbed_types::Instant;
 use flatbed_types::request::Dialect;
@@ -60,8 +63,8 @@ pub struct GatewayOptions {
     /// How often clients may call.
     pub limits: Limits,
     /// Where clients get tokens, if they are needed: manifests and the capability statement say so. They only say
-    /// so: this crate checks no tokens, every client is `ClientId::open()`, so set it only where something in front of
-    /// the gateway checks them.
+    /// so: [`Gateway::with_smart`] sets it and checks tokens. Without that every client is `ClientId::open()`, so set it by itself
+    /// only where something in front of the gateway checks tokens.
     pub tokens: Option<TokenEndpoints>,
 }
 
@@ -97,6 +100,7 @@ pub struct Gateway {
     coordinators: Coordinators,
     objects: Arc<dyn ObjectStore>,
     links: Option<Arc<dyn Signer>>,
+    smart: Option<Smart>,
     options: GatewayOptions,
     clock: Clock,
 }
@@ -110,7 +114,7 @@ impl Gateway {
         options: GatewayOptions,
         clock: Clock,
     ) -> Self {
-        Gateway { coordinators, objects, links: None, options, clock }
+        Gateway { coordinators, objects, links: None, smart: None, options, clock }
     }
 
     /// Sends downloads to the store itself, by links that this signer makes, where the client takes a file as it
@@ -118,6 +122,24 @@ impl Gateway {
     pub fn with_links(mut self, signer: Arc<dyn Signer>) -> Self {
         self.links = Some(signer);
         self
+    }
+
+    /// Lets clients in by SMART Backend Services only: makes tokens below the public URL, and asks for one on every route
+    /// that is not public.
+    ///
+    /// # Errors
+    /// A certificate of the authorities in `jwks` cannot be read.
+    pub fn with_smart(
+        mut self,
+        trust: Arc<dyn Trust>,
+        jwks: JwksOptions,
+    ) -> Result<Self, InvalidAuthorities> {
+        let base = format!("{}/fhir", self.options.public_url);
+        let token = format!("{}/auth/token", self.options.public_url);
+        self.smart = Some(Smart::new(trust, jwks, base, token.clone())?);
+        let introspect = Some(format!("{}/auth/introspect", self.options.public_url));
+        self.options.tokens = Some(TokenEndpoints { token, register: None, introspect });
+        Ok(self)
     }
 
     /// The HTTP routes.

@@ -51,6 +51,16 @@ pub(crate) fn description(public_url: &str, capabilities: Capabilities) -> Value
         "/fhir/export/{job}/attachment/Binary/{id}/_history/{version}/{mac}",
         attachment(&[&binary[..], &[in_path("version", "The version of the Binary")]].concat()),
     );
+    add(
+        "/fhir/.well-known/smart-configuration",
+        json!({ "get": read("Where clients get tokens (SMART Backend Services), if they are needed", "application/json") }),
+    );
+    add(
+        "/auth/token",
+        oauth("Get an access token", &["grant_type", "scope", "client_assertion_type", "client_assertion"]),
+    );
+    add("/auth/introspect", oauth("What a token of one's own grants, and whether it still does", &["token"]));
+    add("/auth/revoke", oauth("Revoke a token", &["token"]));
     json!({
         "openapi": "3.1.0",
         "info": {
@@ -76,6 +86,21 @@ fn read(about: &str, media_type: &str) -> Value {
             "default": { "$ref": "#/components/responses/Error" },
         },
     })
+}
+
+/// An endpoint of OAuth, whose form needs these parameters.
+fn oauth(about: &str, needed: &[&str]) -> Value {
+    let fields: Map<String, Value> =
+        needed.iter().map(|name| ((*name).to_owned(), json!({ "type": "string" }))).collect();
+    let form = json!({ "type": "object", "properties": fields, "required": needed });
+    json!({ "post": {
+        "summary": about,
+        "requestBody": { "required": true, "content": { "application/x-www-form-urlencoded": { "schema": form } } },
+        "responses": {
+            "200": { "description": "Done", "content": { "application/json": {} } },
+            "default": { "description": "An error of OAuth 2.0", "content": { "application/json": {} } },
+        },
+    } })
 }
 
 fn in_path(name: &str, about: &str) -> Value {

@@ -4,8 +4,8 @@
 //! it out. The content is the source's as it is now, and foreign: no browser is to take it for a page of ours.
 
 use axum::body::Body;
+use axum::extract::Path;
 use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, State};
 use axum::response::Response;
 use flatbed_proto::attachment::AttachmentMac;
 use flatbed_types::attachment::BinaryReference;
@@ -16,7 +16,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 
 use super::files::readable;
 use super::refusal::Refusal;
-use super::{App, Shared};
+use super::{Session, Shared};
 use crate::delivery::{Binary, ReadError};
 use crate::negotiate::media::{BinaryForm, FHIR_JSON, binary_form};
 
@@ -25,7 +25,7 @@ const UNKNOWN_TYPE: &str = "application/octet-stream";
 
 /// `<base>/export/{job}/attachment/Binary/{id}/{mac}`.
 pub(super) async fn newest(
-    State(app): State<App>,
+    app: Session,
     path: Result<Path<(String, String, String)>, PathRejection>,
     method: Method,
     headers: HeaderMap,
@@ -36,7 +36,7 @@ pub(super) async fn newest(
 
 /// `<base>/export/{job}/attachment/Binary/{id}/_history/{version}/{mac}`.
 pub(super) async fn version(
-    State(app): State<App>,
+    app: Session,
     path: Result<Path<(String, String, String, String)>, PathRejection>,
     method: Method,
     headers: HeaderMap,
@@ -53,7 +53,7 @@ struct Named {
 }
 
 async fn answer(
-    app: &Shared,
+    app: &Session,
     job: &str,
     named: Named,
     method: &Method,

@@ -5,10 +5,12 @@
 //! its 202 goes out, and what became of it is kept for the poll (CH-03). What would pass by itself (503, 429) is answered at
 //! once in both forms.
 
+use std::collections::BTreeSet;
+
 use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Path, Request};
 use axum::response::Response;
-use flatbed_types::cohort::{Cohort, cohort_id, is_cohort_id};
+use flatbed_types::cohort::{Cohort, CohortMember, CohortRule, cohort_id, is_cohort_id};
 use flatbed_types::content::ReadResource;
 use flatbed_types::{ErrorCode, FhirId, ResourceType, caps};
 use http::request::Parts;
@@ -17,7 +19,7 @@ use serde_json::Value;
 
 use super::groups::{check_format, empty, may_see, no_such_group, shown};
 use super::refusal::{Refusal, fhir_json, resource_text};
-use super::{App, Shared, http_date, query_pairs, random_u128, read_body};
+use super::{Session, http_date, query_pairs, random_u128, read_body};
 use crate::auth::Action;
 use crate::fhir::{self, Issue, IssueCode, batch_response, operation_outcome};
 use crate::group::definition::{self, Definition};
@@ -26,11 +28,14 @@ use crate::jobs::{Deletion, NewCohort};
 use crate::negotiate::media::{BodyType, FHIR_JSON, body_type};
 use crate::negotiate::prefer::Preferences;
 
+/// Groups that one Group by criteria may draw from, directly or not, where that has to be checked.
+const MAX_NESTED: usize = 1_000;
+
 /// Tries of an update that names no version, when others change the same Group.
 const UPDATE_TRIES: u32 = 3;
 
 /// `POST <base>/Group`.
-pub(super) async fn create(app: &Shared, request: Request) -> Result<Response, Refusal> {
+pub(super) async fn create(app: &Session, request: Request) -> Result<Response, Refusal> {
     let (parts, body) = begun(app, request).await?;
     if parts.headers.contains_key("if-none-exist") {
         let text = "If-None-Exist is not supported: search for the Group first";
@@ -42,19 +47,19 @@ pub(super) async fn create(app: &Shared, request: Request) -> Result<Response, R
     answered(app, &parts.headers, StatusCode::CREATED, made).await
 }
 
-async fn make(app: &Shared, id: &FhirId, body: &[u8]) -> Result<Cohort, Refusal> {
+async fn make(app: &Session, id: &FhirId, body: &[u8]) -> Result<Cohort, Refusal> {
     let definition = checked(app, body, None).await?;
     store(app, id, 0, &definition).await?.ok_or_else(Refusal::defect)
 }
 
 /// `PUT <base>/Group/{id}`.
-pub(super) async fn update(app: &Shared, id: &FhirId, request: Request) -> Result<Response, Refusal> {
+pub(super) async fn update(app: &Session, id: &FhirId, request: Request) -> Result<Response, Refusal> {
     let (parts, body) = begun(app, request).await?;
     let made = replace(app, id, &parts.headers, &body).await;
     answered(app, &parts.headers, StatusCode::OK, made).await
 }
 
-async fn replace(app: &Shared, id: &FhirId, headers: &HeaderMap, body: &[u8]) -> Result<Cohort, Refusal> {
+async fn replace(app: &Session, id: &FhirId, headers: &HeaderMap, body: &[u8]) -> Result<Cohort, Refusal> {
     let wanted = wanted_version(headers)?;
     only_own(id)?;
     let definition = checked(app, body, Some(id)).await?;
@@ -71,7 +76,7 @@ async fn replace(app: &Shared, id: &FhirId, headers: &HeaderMap, body: &[u8]) ->
 }
 
 /// `DELETE <base>/Group/{id}`.
-pub(super) async fn delete(app: &Shared, id: &FhirId, headers: &HeaderMap) -> Result<Response, Refusal> {
+pub(super) async fn delete(app: &Session, id: &FhirId, headers: &HeaderMap) -> Result<Response, Refusal> {
     app.pace_questions()?;
     app.guard(Action::ManageGroups)?;
     let wanted = wanted_version(headers)?;
@@ -88,7 +93,7 @@ pub(super) async fn delete(app: &Shared, id: &FhirId, headers: &HeaderMap) -> Re
 
 /// `<base>/async/{request}`: what became of a request.
 pub(super) async fn status(
-    State(app): State<App>,
+    app: Session,
     path: Result<Path<String>, PathRejection>,
     method: Method,
     uri: http::Uri,
@@ -119,7 +124,7 @@ pub(super) async fn status(
 }
 
 /// What every request that changes something goes through first.
-async fn begun(app: &Shared, request: Request) -> Result<(Parts, bytes::Bytes), Refusal> {
+async fn begun(app: &Session, request: Request) -> Result<(Parts, bytes::Bytes), Refusal> {
     let (parts, body) = request.into_parts();
     check_format(&parts.headers, &query_pairs(&parts.uri))?;
     app.pace_questions()?;
@@ -162,9 +167,16 @@ fn wanted_version(headers: &HeaderMap) -> Result<Option<u64>, Refusal> {
 }
 
 /// A Group that is right by itself, and takes members from Groups only that the client may see.
-async fn checked(app: &Shared, body: &[u8], id: Option<&FhirId>) -> Result<Definition, Refusal> {
+async fn checked(app: &Session, body: &[u8], id: Option<&FhirId>) -> Result<Definition, Refusal> {
     let refused = |issues| Refusal::of(StatusCode::BAD_REQUEST, issues);
     let definition = definition::parse(body, &app.base, id).map_err(refused)?;
+    if draws_from_all(&definition.rule) {
+        app.guard(Action::DrawFromAll)?;
+    }
+    for filter in &definition.rule.filters {
+        let of = filter.split('?').next().and_then(|name| name.parse().ok()).ok_or_else(Refusal::defect)?;
+        app.guard(Action::ChooseBy(of))?;
+    }
     let mut issues = Vec::new();
     for (place, group) in &definition.groups {
         if !is_there(app, group).await? {
@@ -175,12 +187,51 @@ async fn checked(app: &Shared, body: &[u8], id: Option<&FhirId>) -> Result<Defin
     if issues.is_empty() { Ok(definition) } else { Err(refused(issues)) }
 }
 
-async fn is_there(app: &Shared, id: &FhirId) -> Result<bool, Refusal> {
-    if !may_see(app, id) {
-        return Ok(false);
+/// Whether members come from beyond the Groups that the rule names, so that these do not limit them.
+fn draws_from_all(rule: &CohortRule) -> bool {
+    let is_patient = |member: &CohortMember| matches!(member, CohortMember::Patient(_));
+    rule.among.as_ref().is_none_or(|among| among.iter().any(is_patient))
+}
+
+impl Session {
+    /// Whether the client may have the members of a Group: of one that it made by criteria, whether it still may see
+    /// where they are drawn from. One that it may not looks like none.
+    pub async fn check_members(&self, id: &FhirId) -> Result<(), Refusal> {
+        if !self.caller().is_limited_to_groups() {
+            return Ok(());
+        }
+        let (mut seen, mut open) = (BTreeSet::from([id.clone()]), vec![id.clone()]);
+        while let Some(next) = open.pop() {
+            let cohort =
+                if is_cohort_id(&next) { self.jobs.cohort(&self.client(), &next).await? } else { None };
+            let Some(cohort) = cohort else {
+                if may_see(self, &next) {
+                    continue;
+                }
+                return Err(no_such_group(id));
+            };
+            if draws_from_all(&cohort.rule) {
+                self.guard(Action::DrawFromAll)?;
+            }
+            for group in cohort.rule.groups() {
+                // A cohort names few Groups, and coordinators refuse to nest them deeply; this bound only ends the search.
+                if seen.len() < MAX_NESTED && seen.insert(group.clone()) {
+                    open.push(group.clone());
+                } else if !seen.contains(group) {
+                    return Err(no_such_group(id));
+                }
+            }
+        }
+        Ok(())
     }
+}
+
+async fn is_there(app: &Session, id: &FhirId) -> Result<bool, Refusal> {
     if is_cohort_id(id) && app.jobs.cohort(&app.client(), id).await?.is_some() {
         return Ok(true);
+    }
+    if !may_see(app, id) {
+        return Ok(false);
     }
     let whole = ReadResource::whole(ResourceType::GROUP, id.clone());
     let question = ReadResource { elements: subset::id_only(), ..whole };
@@ -189,7 +240,7 @@ async fn is_there(app: &Shared, id: &FhirId) -> Result<bool, Refusal> {
 
 /// Stores it in the place of a version; `None` where another one is there.
 async fn store(
-    app: &Shared,
+    app: &Session,
     id: &FhirId,
     replaces: u64,
     definition: &Definition,
@@ -207,7 +258,7 @@ async fn store(
 
 /// The answer to a create or an update, in the form that the client prefers.
 async fn answered(
-    app: &Shared,
+    app: &Session,
     headers: &HeaderMap,
     done: StatusCode,
     made: Result<Cohort, Refusal>,

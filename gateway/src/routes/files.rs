@@ -8,15 +8,15 @@ use std::ops::Range;
 use std::time::Duration;
 
 use axum::body::Body;
+use axum::extract::Path;
 use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, State};
 use axum::response::Response;
 use flatbed_types::manifest::ManifestEntry;
 use flatbed_types::{Codec, ErrorCode, Nonce};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 
 use super::refusal::Refusal;
-use super::{App, Shared};
+use super::{Session, Shared};
 use crate::auth::Action;
 use crate::delivery::{LoadedManifest, ReadError};
 use crate::fhir::IssueCode;
@@ -28,7 +28,7 @@ use crate::negotiate::range::{Part, requested_part};
 
 /// `<base>/export/{job}/file/{file}`: a file of a complete job.
 pub(super) async fn file(
-    State(app): State<App>,
+    app: Session,
     path: Result<Path<(String, String)>, PathRejection>,
     method: Method,
     headers: HeaderMap,
@@ -42,7 +42,7 @@ pub(super) async fn file(
 
 /// `<base>/export/{job}/manifest/{page}/file/{file}`: a file that a page lists, complete or not the job may be.
 pub(super) async fn file_of_page(
-    State(app): State<App>,
+    app: Session,
     path: Result<Path<(String, String, String)>, PathRejection>,
     method: Method,
     headers: HeaderMap,
@@ -55,7 +55,7 @@ pub(super) async fn file_of_page(
 }
 
 /// The job whose files are asked for, if they may be read.
-pub(super) async fn readable(app: &Shared, job: &str, method: &Method) -> Result<JobView, Refusal> {
+pub(super) async fn readable(app: &Session, job: &str, method: &Method) -> Result<JobView, Refusal> {
     if *method != Method::GET && *method != Method::HEAD {
         return Err(Refusal::method("GET, HEAD"));
     }

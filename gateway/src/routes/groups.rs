@@ -4,7 +4,7 @@
 //! bytes that they are.
 
 use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Path, Request};
 use axum::response::{IntoResponse, Response};
 use flatbed_search::Matcher;
 use flatbed_types::cohort::{Cohort, is_cohort_id};
@@ -14,7 +14,7 @@ use http::{Method, StatusCode, header};
 use serde_json::{Map, Value, json};
 
 use super::refusal::{Refusal, fhir_json, resource_text};
-use super::{App, Shared, cohorts, query_pairs};
+use super::{Session, cohorts, query_pairs};
 use crate::auth::{Action, Decision, decide};
 use crate::fhir::{Found, Issue, IssueCode, SearchResult, searchset};
 use crate::group::query::{GroupQuery, MAX_ROW_BYTES, read_form};
@@ -35,7 +35,7 @@ const MAX_FORM: usize = 64 << 10;
 type Id = Result<Path<String>, PathRejection>;
 
 /// `<base>/Group`: search, and create.
-pub(super) async fn collection(State(app): State<App>, request: Request) -> Result<Response, Refusal> {
+pub(super) async fn collection(app: Session, request: Request) -> Result<Response, Refusal> {
     match *request.method() {
         Method::GET | Method::HEAD => {
             let pairs = query_pairs(request.uri());
@@ -47,7 +47,7 @@ pub(super) async fn collection(State(app): State<App>, request: Request) -> Resu
 }
 
 /// `<base>/Group/_search`: search by a form.
-pub(super) async fn search_by_post(State(app): State<App>, request: Request) -> Result<Response, Refusal> {
+pub(super) async fn search_by_post(app: Session, request: Request) -> Result<Response, Refusal> {
     if request.method() != Method::POST {
         return Err(Refusal::method("POST"));
     }
@@ -73,11 +73,7 @@ pub(super) async fn search_by_post(State(app): State<App>, request: Request) -> 
 }
 
 /// `<base>/Group/{id}`: read, update, delete.
-pub(super) async fn instance(
-    State(app): State<App>,
-    path: Id,
-    request: Request,
-) -> Result<Response, Refusal> {
+pub(super) async fn instance(app: Session, path: Id, request: Request) -> Result<Response, Refusal> {
     let id = path.ok().and_then(|Path(id)| id.parse::<FhirId>().ok());
     let id = id.ok_or_else(|| Refusal::class(ErrorCode::NotFound, "there is no such Group"))?;
     match *request.method() {
@@ -108,13 +104,13 @@ pub(super) fn no_such_group(id: &FhirId) -> Refusal {
     Refusal::class(ErrorCode::NotFound, format!("there is no Group/{id}"))
 }
 
-/// Whether the client may see a Group with this id.
-pub(super) fn may_see(app: &Shared, id: &FhirId) -> bool {
-    decide(&app.client(), Action::ReadGroup(id), None, app.now()) == Decision::Allow
+/// Whether the client may see a Group of the source with this id.
+pub(super) fn may_see(app: &Session, id: &FhirId) -> bool {
+    decide(app.caller(), Action::ReadGroup(id), None, app.now()) == Decision::Allow
 }
 
 async fn read(
-    app: &Shared,
+    app: &Session,
     headers: &http::HeaderMap,
     id: &FhirId,
     pairs: &[(String, String)],
@@ -122,9 +118,7 @@ async fn read(
     check_format(headers, pairs)?;
     app.pace_questions()?;
     let elements = read_form(pairs).map_err(refused)?;
-    if !may_see(app, id) {
-        return Err(no_such_group(id));
-    }
+    app.guard(Action::SearchGroups)?;
     if is_cohort_id(id)
         && let Some(cohort) = app.jobs.cohort(&app.client(), id).await?
     {
@@ -132,6 +126,9 @@ async fn read(
         subset::reduce(&mut group, &elements);
         let response = fhir_json(StatusCode::OK, &Value::Object(group));
         return cohorts::versioned(response, &cohort);
+    }
+    if !may_see(app, id) {
+        return Err(no_such_group(id));
     }
     let resource_type = ResourceType::GROUP;
     let question = ReadResource { resource_type, id: id.clone(), elements, max_bytes: Some(MAX_READ_BYTES) };
@@ -167,7 +164,7 @@ pub(super) fn shown(cohort: &Cohort) -> Result<Map<String, Value>, Refusal> {
 }
 
 async fn search(
-    app: &Shared,
+    app: &Session,
     headers: &http::HeaderMap,
     pairs: &[(String, String)],
 ) -> Result<Response, Refusal> {
@@ -180,7 +177,7 @@ async fn search(
 }
 
 /// How many there are, and none of them.
-async fn count(app: &Shared, query: &GroupQuery) -> Result<SearchResult, Refusal> {
+async fn count(app: &Session, query: &GroupQuery) -> Result<SearchResult, Refusal> {
     let limit = caps::MAX_GROUPS_ASKED;
     let question = SearchGroups {
         filter: query.filter.to_string(),
@@ -200,7 +197,7 @@ async fn count(app: &Shared, query: &GroupQuery) -> Result<SearchResult, Refusal
 }
 
 /// A page: those of the source and the client's own, put together in order of their ids.
-async fn page(app: &Shared, query: &GroupQuery) -> Result<SearchResult, Refusal> {
+async fn page(app: &Session, query: &GroupQuery) -> Result<SearchResult, Refusal> {
     let after = query.after.as_ref();
     let question = SearchGroups {
         filter: query.filter.to_string(),
@@ -227,7 +224,7 @@ async fn page(app: &Shared, query: &GroupQuery) -> Result<SearchResult, Refusal>
 type Groups = Vec<(FhirId, String)>;
 
 /// Groups of the source that the client may see, with whether there are more.
-async fn source_groups(app: &Shared, question: &SearchGroups) -> Result<(Groups, bool), Refusal> {
+async fn source_groups(app: &Session, question: &SearchGroups) -> Result<(Groups, bool), Refusal> {
     let answer = app.jobs.search_groups(question).await?;
     let (key, size) = (&answer.content.key, answer.content.size);
     let bytes = app.objects.read_small(key, size, MAX_PAGE_BYTES).await?;
@@ -250,7 +247,7 @@ fn id_of(line: &str) -> Option<FhirId> {
 
 /// The client's own Groups that match, at most so many behind an id.
 async fn own_groups(
-    app: &Shared,
+    app: &Session,
     query: &GroupQuery,
     after: Option<&FhirId>,
     most: usize,
@@ -265,7 +262,7 @@ async fn own_groups(
             let mut group = shown(cohort)?;
             let text = Value::Object(group.clone()).to_string();
             let matches = matcher.matches_at(text.as_bytes(), Some(cohort.updated));
-            if may_see(app, &cohort.id) && matches.map_err(|_| Refusal::defect())? {
+            if matches.map_err(|_| Refusal::defect())? {
                 subset::reduce(&mut group, &query.elements);
                 groups.push((cohort.id.clone(), Value::Object(group).to_string()));
                 if groups.len() == most {

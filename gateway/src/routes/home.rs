@@ -7,14 +7,13 @@ use http::{HeaderValue, Method, header};
 
 use super::App;
 use super::refusal::Refusal;
-use crate::auth::Action;
 
 /// `/`.
 pub(super) async fn home(State(app): State<App>, method: Method) -> Result<Response, Refusal> {
     if method != Method::GET && method != Method::HEAD {
         return Err(Refusal::method("GET, HEAD"));
     }
-    app.guard(Action::ReadPublic)?;
+    app.guard_public()?;
     let mut response = Response::new(Body::from(page(&app.base)));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));

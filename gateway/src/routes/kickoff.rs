@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Path, Request};
 use axum::response::Response;
 use axum::routing::{MethodRouter, any};
 use bytes::Bytes;
@@ -12,9 +12,10 @@ use flatbed_types::request::Dialect;
 use flatbed_types::{ErrorCode, ExportRequest, FhirId, JobId, Level, caps};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 
+use super::groups::no_such_group;
 use super::refusal::{Refusal, fhir_json};
-use super::{App, Shared, query_pairs};
-use crate::auth::Action;
+use super::{Session, query_pairs};
+use crate::auth::{Action, Decision, decide, narrow};
 use crate::fhir::{Issue, IssueCode, operation_outcome};
 use crate::jobs::KickOff;
 use crate::kickoff::{Context, HeaderFacts, Input, Operation, check_headers, parse};
@@ -30,23 +31,23 @@ const BODY: Duration = Duration::from_secs(30);
 const MAX_IDEMPOTENCY_KEY: usize = 255;
 
 /// `<base>/$export` (KO-03) or `<base>/$export-v4`.
-pub(super) fn system(operation: Operation) -> MethodRouter<App> {
-    any(async move |State(app): State<App>, request: Request| {
+pub(super) fn system(operation: Operation) -> MethodRouter<super::App> {
+    any(async move |app: Session, request: Request| {
         kick_off(&app, Target { operation, level: Level::System }, request).await
     })
 }
 
 /// The same at `<base>/Patient` (KO-01).
-pub(super) fn patient(operation: Operation) -> MethodRouter<App> {
-    any(async move |State(app): State<App>, request: Request| {
+pub(super) fn patient(operation: Operation) -> MethodRouter<super::App> {
+    any(async move |app: Session, request: Request| {
         kick_off(&app, Target { operation, level: Level::Patient }, request).await
     })
 }
 
 /// The same at `<base>/Group/{id}` (KO-02), and `$davinci-data-export` there (AT-01).
-pub(super) fn group(operation: Operation) -> MethodRouter<App> {
+pub(super) fn group(operation: Operation) -> MethodRouter<super::App> {
     type Id = Result<Path<String>, PathRejection>;
-    any(async move |State(app): State<App>, path: Id, request: Request| {
+    any(async move |app: Session, path: Id, request: Request| {
         let id = path.ok().and_then(|Path(id)| id.parse::<FhirId>().ok());
         let id = id.ok_or_else(|| Refusal::class(ErrorCode::NotFound, "there is no such Group"))?;
         kick_off(&app, Target { operation, level: Level::Group(id) }, request).await
@@ -86,7 +87,7 @@ impl Target {
     }
 }
 
-async fn kick_off(app: &Shared, target: Target, request: Request) -> Result<Response, Refusal> {
+async fn kick_off(app: &Session, target: Target, request: Request) -> Result<Response, Refusal> {
     let (parts, body) = request.into_parts();
     let is_post = target.is_post(&parts.method)?;
     app.pace_kick_offs()?;
@@ -123,7 +124,7 @@ async fn kick_off(app: &Shared, target: Target, request: Request) -> Result<Resp
     };
     // Clients fetch attachments here, with the credentials of the files (FL-18, FL-19).
     request.attachment_base = Some(app.base.clone());
-    app.guard(Action::KickOff(&request))?;
+    permit(app, &mut request).await?;
 
     let (job, repeated) = start(app, &request, &request_url, idempotency_key).await?;
     tracing::info!(%job, repeated, client = %app.client(), level = level_name(&request.level),
@@ -131,6 +132,18 @@ async fn kick_off(app: &Shared, target: Target, request: Request) -> Result<Resp
         patients = request.patients.len(), filters = request.filters.len(), elements = request.elements.len(),
         ignored = request.remarks.len(), "kick-off accepted");
     answer(app, job, preferences, &request)
+}
+
+/// Narrows a request to what its client may read, and refuses what it names beyond that (AU-82, AU-83). A Group that the
+/// client may not use looks like none.
+async fn permit(app: &Session, request: &mut ExportRequest) -> Result<(), Refusal> {
+    narrow(app.caller(), request).map_err(|lack| Refusal::forbidden(&lack))?;
+    let decision = decide(app.caller(), Action::KickOff(request), None, app.now());
+    match (&request.level, decision) {
+        (Level::Group(id), Decision::NotFound) => Err(no_such_group(id)),
+        (Level::Group(id), Decision::Allow) => app.check_members(id).await,
+        (_, decision) => Refusal::unless_allowed(decision),
+    }
 }
 
 /// What `Accept` allows, unless it or `_format` excludes JSON (KO-17, PM-68).
@@ -204,7 +217,7 @@ async fn read_body(headers: &HeaderMap, body: Body) -> Result<Bytes, Refusal> {
 }
 
 async fn start(
-    app: &Shared,
+    app: &Session,
     request: &ExportRequest,
     request_url: &str,
     idempotency_key: &str,
@@ -215,7 +228,7 @@ async fn start(
 
 /// 202 with the status URL and an outcome that lists what was ignored (KO-11 to KO-13, KO-21, KO-23, KO-25).
 fn answer(
-    app: &Shared,
+    app: &Session,
     job: JobId,
     preferences: Preferences,
     request: &ExportRequest,

@@ -8,7 +8,6 @@ use http::{HeaderMap, Method, StatusCode, Uri};
 
 use super::refusal::{Refusal, fhir_json, json};
 use super::{App, Shared, query_pairs};
-use crate::auth::Action;
 use crate::fhir::{Server, capability_statement, operation_definition};
 use crate::negotiate::media::{Acceptance, FHIR_JSON, JSON, accepts_fhir_json, format_is_json};
 use crate::openapi;
@@ -68,7 +67,7 @@ fn check(app: &Shared, method: &Method, uri: &Uri, headers: &HeaderMap) -> Resul
     if *method != Method::GET && *method != Method::HEAD {
         return Err(Refusal::method("GET, HEAD"));
     }
-    app.guard(Action::ReadPublic)?;
+    app.guard_public()?;
     let query = query_pairs(uri);
     // `_format` stands over `Accept` (http://hl7.org/fhir/R4/http.html#parameters).
     let json = match query.iter().find(|(name, _)| name == "_format") {

@@ -10,7 +10,9 @@ mod groups;
 mod home;
 mod kickoff;
 mod metadata;
+mod oauth;
 mod refusal;
+mod session;
 mod status;
 
 #[cfg(test)]
@@ -28,14 +30,16 @@ use flatbed_types::{ClientId, ErrorCode, Instant, JobId};
 use http::Uri;
 use tower_http::catch_panic::CatchPanicLayer;
 
-use crate::auth::{Action, JobFacts, decide};
+use crate::auth::smart::Smart;
+use crate::auth::{Action, Caller, decide};
 use crate::delivery::{Links, LoadedManifest, Manifests, Objects, ReadError};
 use crate::fhir::IssueCode;
-use crate::jobs::{JobView, Jobs};
+use crate::jobs::Jobs;
 use crate::kickoff::Operation;
 use crate::limits::Limiter;
 use crate::{Clock, Gateway, GatewayOptions, HostPolicy, PublicUrl};
 use refusal::Refusal;
+use session::Session;
 
 /// What all handlers share.
 struct Shared {
@@ -44,6 +48,8 @@ struct Shared {
     manifests: Manifests,
     /// Present where downloads go to the store itself.
     links: Option<Links>,
+    /// Present where tokens are needed.
+    smart: Option<Smart>,
     /// The FHIR base URL.
     base: String,
     options: GatewayOptions,
@@ -64,44 +70,9 @@ impl Shared {
         (self.clock)()
     }
 
-    /// Who asks. Without authentication everyone is the one open client.
-    fn client(&self) -> ClientId {
-        ClientId::open()
-    }
-
-    /// Whether the client may do this, where it concerns no job.
-    fn guard(&self, action: Action<'_>) -> Result<(), Refusal> {
-        Refusal::unless_allowed(decide(&self.client(), action, None, self.now()))
-    }
-
-    /// Refuses kick-offs that come too fast (KO-27).
-    fn pace_kick_offs(&self) -> Result<(), Refusal> {
-        let taken = self.kick_offs.take(self.client(), self.since.elapsed());
-        taken.map_err(|wait| Refusal::throttled(wait, "too many kick-offs in a short time"))
-    }
-
-    /// Refuses reads, searches and changes of Groups that come too fast.
-    fn pace_questions(&self) -> Result<(), Refusal> {
-        let taken = self.questions.take(self.client(), self.since.elapsed());
-        taken.map_err(|wait| Refusal::throttled(wait, "too many requests for Groups in a short time"))
-    }
-
-    /// Refuses polls that come too fast (ST-04).
-    fn pace_polls(&self, job: &str) -> Result<(), Refusal> {
-        let Ok(job) = job.parse() else { return Ok(()) };
-        let taken = self.polls.take((self.client(), job), self.since.elapsed());
-        taken.map_err(|wait| Refusal::throttled(wait, "this job is asked for too often; go by Retry-After"))
-    }
-
-    /// The job that a URL names, if the client may do this to it.
-    async fn guarded_job(&self, job: &str, action: Action<'_>) -> Result<JobView, Refusal> {
-        let found = match job.parse::<JobId>() {
-            Ok(id) => self.jobs.get(id).await?,
-            Err(_) => None,
-        };
-        let facts = found.as_ref().map(|view| JobFacts::from(&view.record));
-        Refusal::unless_allowed(decide(&self.client(), action, facts.as_ref(), self.now()))?;
-        found.ok_or_else(Refusal::no_such_job)
+    /// Whether anybody may read what is public.
+    fn guard_public(&self) -> Result<(), Refusal> {
+        Refusal::unless_allowed(decide(&Caller::nobody(), Action::ReadPublic, None, self.now()))
     }
 
     fn status_url(&self, job: JobId) -> String {
@@ -159,6 +130,10 @@ fn table() -> Vec<(&'static str, MethodRouter<App>)> {
         ("/fhir/export/{job}/file/{file}", any(files::file)),
         ("/fhir/export/{job}/attachment/Binary/{id}/{mac}", any(attachments::newest)),
         ("/fhir/export/{job}/attachment/Binary/{id}/_history/{version}/{mac}", any(attachments::version)),
+        ("/fhir/.well-known/smart-configuration", any(oauth::discovery)),
+        ("/auth/token", any(oauth::token)),
+        ("/auth/introspect", any(oauth::introspect)),
+        ("/auth/revoke", any(oauth::revoke)),
     ]
 }
 
@@ -170,6 +145,7 @@ pub(crate) fn router(gateway: Gateway) -> Router {
         objects: Objects::new(gateway.objects),
         manifests: Manifests::new(),
         links: gateway.links.map(Links::new),
+        smart: gateway.smart,
         base: format!("{}/fhir", options.public_url),
         started: (gateway.clock)(),
         since: tokio::time::Instant::now(),

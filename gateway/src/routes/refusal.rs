@@ -1,13 +1,15 @@
 //! Errors as HTTP answers: always an OperationOutcome in `application/fhir+json` (KO-14, ST-09).
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
-use flatbed_types::ErrorCode;
+use flatbed_types::{ErrorCode, ResourceType};
 use http::{HeaderName, HeaderValue, StatusCode, header};
 
-use crate::auth::Decision;
+use crate::auth::smart::NoEntry;
+use crate::auth::{Decision, Lack};
 use crate::fhir::{Issue, IssueCode, operation_outcome};
 use crate::jobs::CallError;
 use crate::negotiate::media::FHIR_JSON;
@@ -15,6 +17,9 @@ use crate::negotiate::media::FHIR_JSON;
 /// Seconds after which a client may repeat a request that met a passing trouble: long enough for another
 /// coordinator to take over (`--owner-lease-ttl`).
 const RETRY_AFTER: &str = "5";
+
+/// Types that a refusal names.
+const MAX_NAMED: usize = 10;
 
 /// An answer that is not what was asked for.
 #[derive(Debug)]
@@ -111,6 +116,54 @@ impl Refusal {
         Refusal::class(ErrorCode::Internal, "a defect of the server stopped this request; its log says more")
     }
 
+    /// Nobody has proved to be anyone (AU-88, AU-89).
+    pub fn unauthenticated(why: NoEntry) -> Refusal {
+        let (text, challenge) = match why {
+            NoEntry::NoToken => {
+                ("this URL needs an access token in the header Authorization: Bearer", "Bearer")
+            }
+            NoEntry::Malformed => {
+                let text = "send one header Authorization with Bearer and an access token";
+                (text, "Bearer error=\"invalid_request\"")
+            }
+            NoEntry::Invalid => {
+                let text = "the access token is not valid here, or not any more; get a new one";
+                (text, "Bearer error=\"invalid_token\"")
+            }
+            NoEntry::Unavailable => {
+                let text = "whether the access token is valid cannot be found out at the moment; try again";
+                return Refusal::class(ErrorCode::Unavailable, text);
+            }
+        };
+        Refusal::class(ErrorCode::Unauthenticated, text)
+            .with(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge))
+    }
+
+    /// The client is known, and may not.
+    pub fn forbidden(lack: &Lack) -> Refusal {
+        let names = |types: &BTreeSet<ResourceType>| {
+            let shown: Vec<&str> = types.iter().take(MAX_NAMED).map(|of| of.name()).collect();
+            let rest = types.len().saturating_sub(MAX_NAMED);
+            let more = if rest > 0 { format!(" and {rest} more types") } else { String::new() };
+            format!("{}{more}", shown.join(", "))
+        };
+        let text = match lack {
+            Lack::Types(types) => format!("the access token has no scope system/<Type>.rs for {}", names(types)),
+            Lack::AnyType => "the access token has no scope system/<Type>.rs for any type that is exported".to_owned(),
+            Lack::Level => "this client may not export at this level".to_owned(),
+            Lack::GroupScope(rights) => format!("the access token has no scope system/Group.{rights}"),
+            Lack::Group => "the Group of this export is not one that this client may read any more".to_owned(),
+            Lack::AllGroups => {
+                "this client may read some Groups only: leave Group out of the types, or read those at [base]/Group".to_owned()
+            }
+            Lack::AllPatients => {
+                "this client may export the patients of its Groups only: name such Groups as members".to_owned()
+            }
+        };
+        let challenge = HeaderValue::from_static("Bearer error=\"insufficient_scope\"");
+        Refusal::class(ErrorCode::Forbidden, text).with(header::WWW_AUTHENTICATE, challenge)
+    }
+
     /// What a decision means for the request.
     pub fn unless_allowed(decision: Decision) -> Result<(), Refusal> {
         match decision {
@@ -119,6 +172,8 @@ impl Refusal {
             Decision::Gone => {
                 Err(Refusal::class(ErrorCode::Gone, "the files of this export job have expired"))
             }
+            Decision::Unauthenticated => Err(Refusal::unauthenticated(NoEntry::Invalid)),
+            Decision::Forbidden(lack) => Err(Refusal::forbidden(&lack)),
         }
     }
 }

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use axum::extract::Path;
 use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use flatbed_types::ErrorCode;
 use flatbed_types::job::{JobError, JobRecord, JobState, Volume};
@@ -12,7 +12,7 @@ use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use serde_json::Value;
 
 use super::refusal::{Refusal, fhir_json, json};
-use super::{App, Shared, http_date};
+use super::{Session, http_date};
 use crate::auth::Action;
 use crate::fhir::{Issue, IssueCode, ManifestFacts, Page, manifest, operation_outcome};
 use crate::jobs::JobView;
@@ -26,7 +26,7 @@ const MAX_RETRY_AFTER: u64 = 120;
 
 /// `<base>/export/{job}`.
 pub(super) async fn status(
-    State(app): State<App>,
+    app: Session,
     path: Result<Path<String>, PathRejection>,
     method: Method,
 ) -> Result<Response, Refusal> {
@@ -41,7 +41,7 @@ pub(super) async fn status(
 /// `<base>/export/{job}/manifest/{page}`: a page of the manifest after the first, which is the status URL's (rows PP).
 /// 202 until it is there.
 pub(super) async fn page(
-    State(app): State<App>,
+    app: Session,
     path: Result<Path<(String, String)>, PathRejection>,
     method: Method,
 ) -> Result<Response, Refusal> {
@@ -53,7 +53,7 @@ pub(super) async fn page(
     poll(&app, &job, page).await
 }
 
-async fn poll(app: &Shared, job: &str, page: u32) -> Result<Response, Refusal> {
+async fn poll(app: &Session, job: &str, page: u32) -> Result<Response, Refusal> {
     app.pace_polls(job)?;
     let view = app.guarded_job(job, Action::ReadStatus).await?;
     let form = view.record.request.form;
@@ -90,7 +90,7 @@ fn separated(mut told: Response) -> Response {
 
 /// 202 with what is known of the progress (ST-01 to ST-03), at the status URL with the first page if there is one
 /// (PP-01); 200 with a later page that is there, 202 while it is not (PP-11).
-async fn running(app: &Shared, view: &JobView, number: u32) -> Result<Response, Refusal> {
+async fn running(app: &Session, view: &JobView, number: u32) -> Result<Response, Refusal> {
     let text = progress_text(view);
     let mut response = if number <= view.record.pages {
         let status = if number == 1 { StatusCode::ACCEPTED } else { StatusCode::OK };
@@ -153,7 +153,7 @@ fn bytes_text(bytes: u64) -> String {
 }
 
 /// 200 with the manifest or a page of it (ST-06, ST-07, ST-20, ST-21).
-async fn complete(app: &Shared, view: &JobView, number: u32) -> Result<Response, Refusal> {
+async fn complete(app: &Session, view: &JobView, number: u32) -> Result<Response, Refusal> {
     let record = &view.record;
     let body = if number <= record.pages {
         page_body(app, record, number).await?
@@ -171,7 +171,7 @@ async fn complete(app: &Shared, view: &JobView, number: u32) -> Result<Response,
 }
 
 /// The whole manifest of a complete job.
-async fn whole_body(app: &Shared, record: &JobRecord) -> Result<Value, Refusal> {
+async fn whole_body(app: &Session, record: &JobRecord) -> Result<Value, Refusal> {
     let Some(pointer) = &record.manifest else {
         tracing::error!(job = %record.id, "a complete job has no manifest");
         return Err(Refusal::class(
@@ -184,14 +184,14 @@ async fn whole_body(app: &Shared, record: &JobRecord) -> Result<Value, Refusal> 
 }
 
 /// A page that can be read. Once told it never changes (PP-03).
-async fn page_body(app: &Shared, record: &JobRecord, number: u32) -> Result<Value, Refusal> {
+async fn page_body(app: &Session, record: &JobRecord, number: u32) -> Result<Value, Refusal> {
     let (loaded, last) = app.page(record.id, number).await?;
     let next = (!last).then(|| app.page_url(record.id, number.saturating_add(1)));
     Ok(body(app, record, &loaded.manifest, next, &app.page_url(record.id, number)))
 }
 
 /// What lists these files, which are found below a URL.
-fn body(app: &Shared, record: &JobRecord, files: &Manifest, next: Option<String>, url: &str) -> Value {
+fn body(app: &Session, record: &JobRecord, files: &Manifest, next: Option<String>, url: &str) -> Value {
     let needs_token = app.options.tokens.is_some();
     let facts = ManifestFacts::new(files, &record.request, &record.request_url, needs_token);
     let page = Page { entries: &files.entries, next };
@@ -230,7 +230,7 @@ fn text_for_clients(error: &JobError) -> String {
 }
 
 /// Cancels or deletes (DL-01 to DL-06).
-async fn delete(app: &Shared, job: &str) -> Result<Response, Refusal> {
+async fn delete(app: &Session, job: &str) -> Result<Response, Refusal> {
     let view = app.guarded_job(job, Action::StopJob).await?;
     let id = view.record.id;
     app.jobs.stop(id).await.map_err(|error| match error.code {

@@ -13,5 +13,6 @@ mod kickoff;
 mod links;
 mod metadata;
 mod pages;
+mod smart;
 mod status;
 mod support;

@@ -1,0 +1,491 @@
+//! Who may do what. [`decide`] is the one function that every route asks before it acts, in open mode too
+//! (`decisions.md` 21); what it needs to know is passed in.
+//!
+//! Knows no tokens: who asks, and what that client was granted, was found out before. Invariants: a job of another client, and a Group that
+//! the client may not see, look exactly like ones that do not exist; nothing is allowed on a job that is not
+//! known; what an export carries is held against the scopes twice, when it is kicked off and each time something of it is read.
+
+use std::collections::BTreeSet;
+
+use flatbed_types::cohort::is_cohort_id;
+use flatbed_types::job::{JobRecord, JobState};
+use flatbed_types::{ClientId, ExportRequest, FhirId, Instant, Level, ResourceType};
+
+use super::scopes::{Rights, Scopes};
+use super::trust::{Groups, Levels};
+
+/// Who asks, and what that is allowed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caller {
+    /// Who: the owner of what is made.
+    pub client: ClientId,
+    /// What is allowed.
+    pub may: May,
+}
+
+/// What somebody may do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum May {
+    /// Read what is public: nobody has proved to be anyone.
+    ReadPublic,
+    /// Everything: the one client of a server without authentication.
+    Everything,
+    /// What was granted.
+    Granted(Box<Grants>),
+}
+
+/// What a client with a valid token may do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Grants {
+    /// Scopes that the token grants and the client is still registered for.
+    pub scopes: Scopes,
+    /// Groups.
+    pub groups: Groups,
+    /// Levels.
+    pub levels: Levels,
+    /// Whether the client was disabled after the token was made.
+    pub disabled: bool,
+}
+
+impl Caller {
+    /// The one client of a server without authentication.
+    pub fn open() -> Caller {
+        Caller { client: ClientId::open(), may: May::Everything }
+    }
+
+    /// Whether what it may read of patients is limited to Groups, so that it matters where the members of one come from.
+    pub fn is_limited_to_groups(&self) -> bool {
+        match &self.may {
+            May::Everything => false,
+            May::ReadPublic => true,
+            May::Granted(grants) => !grants.levels.reach_all_patients(),
+        }
+    }
+
+    /// Somebody without a token, where tokens are needed.
+    pub fn nobody() -> Caller {
+        Caller { client: ClientId::open(), may: May::ReadPublic }
+    }
+}
+
+/// What a request wants to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action<'a> {
+    /// Read the page for people, the capability statement or a definition.
+    ReadPublic,
+    /// Start a job.
+    KickOff(&'a ExportRequest),
+    /// Ask how far a job is, or for its manifest.
+    ReadStatus,
+    /// Cancel or delete a job.
+    StopJob,
+    /// Download a file of a job.
+    ReadFile,
+    /// See a Group of the source, by itself or in a result.
+    ReadGroup(&'a FhirId),
+    /// Search for Groups; each that is found is asked about on its own.
+    SearchGroups,
+    /// Make, change or delete Groups by criteria, and ask what became of that (CH-15).
+    ManageGroups,
+    /// Make or export a Group by criteria that draws its members from all patients, not from Groups or patients that it names.
+    DrawFromAll,
+    /// Choose members of a Group by what resources of a type say.
+    ChooseBy(ResourceType),
+}
+
+/// What is known of the job that a request names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JobFacts {
+    /// Who started it.
+    pub owner: ClientId,
+    /// Where it stands.
+    pub state: JobState,
+    /// When its files go away, once that is fixed.
+    pub expires: Option<Instant>,
+    /// Whether files can be read though it is not complete: pages of its manifest list them (PP-02).
+    pub has_pages: bool,
+    /// What it exports.
+    pub covers: Coverage,
+}
+
+/// What an export carries, as far as it has to be allowed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Coverage {
+    /// For whom.
+    pub level: Level,
+    /// Types, with those that come along; `None` for all that can be exported.
+    pub types: Option<BTreeSet<ResourceType>>,
+}
+
+impl From<&ExportRequest> for Coverage {
+    fn from(request: &ExportRequest) -> Coverage {
+        let provenance = request.associates(ResourceType::PROVENANCE).then_some(ResourceType::PROVENANCE);
+        let named = request.types.iter().copied().chain(provenance).collect();
+        let types = (!request.types.is_empty()).then_some(named);
+        Coverage { level: request.level.clone(), types }
+    }
+}
+
+impl From<&JobRecord> for JobFacts {
+    fn from(record: &JobRecord) -> JobFacts {
+        JobFacts {
+            owner: record.client.clone(),
+            state: record.state,
+            expires: record.expires,
+            has_pages: record.pages > 0,
+            covers: Coverage::from(&record.request),
+        }
+    }
+}
+
+/// The answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision {
+    /// Go on.
+    Allow,
+    /// There is no such thing, or none that this client may know of.
+    NotFound,
+    /// It was this client's and its time is over.
+    Gone,
+    /// Nobody has proved to be anyone, or not any more.
+    Unauthenticated,
+    /// The client is known, and may not.
+    Forbidden(Lack),
+}
+
+/// What somebody lacks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Lack {
+    /// A scope with `rs` on each of these types.
+    Types(BTreeSet<ResourceType>),
+    /// A scope with `rs` on any type that could be exported.
+    AnyType,
+    /// The level.
+    Level,
+    /// A scope on Groups.
+    GroupScope(Rights),
+    /// Access to the Group of the export.
+    Group,
+    /// All Groups, which an export of type Group at system level would carry.
+    AllGroups,
+    /// Access to all patients.
+    AllPatients,
+}
+
+/// Decides. `job` is `None` for actions on no job, and where the job named is not known.
+///
+/// Files that pages list stay readable after a failure: they were published and do not change (PP-03, PP-04).
+///
+/// A job that its client stopped is not found from then on (DL-04, DL-06); one whose time has passed is gone,
+/// whether its files have been removed yet or not (ST-07, ST-22).
+pub fn decide(caller: &Caller, action: Action<'_>, job: Option<&JobFacts>, now: Instant) -> Decision {
+    let grants = match &caller.may {
+        _ if action == Action::ReadPublic => return Decision::Allow,
+        May::ReadPublic => return Decision::Unauthenticated,
+        May::Granted(grants) if grants.disabled => return Decision::Unauthenticated,
+        May::Granted(grants) => Some(grants.as_ref()),
+        May::Everything => None,
+    };
+    match action {
+        Action::ReadPublic => Decision::Allow,
+        Action::KickOff(request) => {
+            let group_is_there = |grants: &Grants| match &request.level {
+                Level::Group(id) => may_name(&grants.groups, id),
+                Level::System | Level::Patient => true,
+            };
+            match grants {
+                None => Decision::Allow,
+                Some(grants) => match lack_of(grants, &Coverage::from(request)) {
+                    Some(Lack::Group) => Decision::NotFound,
+                    Some(lack) => Decision::Forbidden(lack),
+                    None if group_is_there(grants) => Decision::Allow,
+                    None => Decision::NotFound,
+                },
+            }
+        }
+        Action::ReadGroup(id) => on_groups(grants, Rights::READ, |grants| grants.groups.hold(id)),
+        Action::SearchGroups => on_groups(grants, Rights::READ, |_| true),
+        Action::ManageGroups => on_groups(grants, Rights::WRITE, |_| true),
+        Action::DrawFromAll if grants.is_none_or(|grants| grants.levels.reach_all_patients()) => {
+            Decision::Allow
+        }
+        Action::DrawFromAll => Decision::Forbidden(Lack::AllPatients),
+        // Who is chosen tells what the resources say.
+        Action::ChooseBy(of) if grants.is_none_or(|grants| grants.scopes.may_read(of)) => Decision::Allow,
+        Action::ChooseBy(of) => Decision::Forbidden(Lack::Types([of].into())),
+        Action::ReadStatus | Action::StopJob | Action::ReadFile => {
+            let Some(job) = job.filter(|job| job.owner == caller.client) else {
+                return Decision::NotFound;
+            };
+            match (on_own(action, job, now), grants) {
+                // Whoever stops a job learns nothing of what it holds.
+                (Decision::Allow, Some(grants)) if action != Action::StopJob => {
+                    lack_of(grants, &job.covers).map_or(Decision::Allow, Decision::Forbidden)
+                }
+                (decision, _) => decision,
+            }
+        }
+    }
+}
+
+/// What follows from how a client's own job stands.
+fn on_own(action: Action<'_>, job: &JobFacts, now: Instant) -> Decision {
+    let expired = job.expires.is_some_and(|expires| expires <= now);
+    match (job.state, action) {
+        (JobState::Cancelled, _) => Decision::NotFound,
+        (JobState::Deleting | JobState::Gone, _) if !expired => Decision::NotFound,
+        (JobState::Deleting | JobState::Gone, _) => Decision::Gone,
+        (JobState::Complete | JobState::Failed, _) if expired => Decision::Gone,
+        (JobState::Complete, _) => Decision::Allow,
+        (_, Action::ReadFile) if !job.has_pages => Decision::NotFound,
+        (
+            JobState::Planning
+            | JobState::Running
+            | JobState::Resolving
+            | JobState::Merging
+            | JobState::Finalizing
+            | JobState::Failed,
+            _,
+        ) => Decision::Allow,
+    }
+}
+
+/// Groups that clients made by criteria are in no list; whether one that has such an id is this client's own, and of whom it may
+/// draw its members, is asked of the coordinators.
+fn may_name(groups: &Groups, id: &FhirId) -> bool {
+    groups.hold(id) || is_cohort_id(id)
+}
+
+fn on_groups(grants: Option<&Grants>, needed: Rights, sees: impl Fn(&Grants) -> bool) -> Decision {
+    match grants {
+        None => Decision::Allow,
+        Some(grants) if !grants.scopes.rights(ResourceType::GROUP).cover(needed) => {
+            Decision::Forbidden(Lack::GroupScope(needed))
+        }
+        Some(grants) if sees(grants) => Decision::Allow,
+        Some(_) => Decision::NotFound,
+    }
+}
+
+/// What of an export is not allowed (SEC-03, SEC-08, SEC-09, AU-81 to AU-83, AU-87).
+fn lack_of(grants: &Grants, covers: &Coverage) -> Option<Lack> {
+    if !grants.levels.hold(&covers.level) {
+        return Some(Lack::Level);
+    }
+    if let Level::Group(id) = &covers.level {
+        if !grants.scopes.may_read(ResourceType::GROUP) {
+            return Some(Lack::GroupScope(Rights::READ));
+        }
+        if !may_name(&grants.groups, id) {
+            return Some(Lack::Group);
+        }
+    }
+    let lacks = |of: &ResourceType| !grants.scopes.may_read(*of);
+    let lacking: BTreeSet<ResourceType> = match &covers.types {
+        Some(types) => types.iter().copied().filter(lacks).collect(),
+        None => ResourceType::all().filter(|of| of.is_exportable()).filter(lacks).collect(),
+    };
+    if !lacking.is_empty() {
+        return Some(Lack::Types(lacking));
+    }
+    let carries_groups = covers.types.as_ref().is_none_or(|types| types.contains(&ResourceType::GROUP));
+    if covers.level == Level::System && carries_groups && grants.groups != Groups::All {
+        return Some(Lack::AllGroups);
+    }
+    None
+}
+
+/// Narrows a request that names no types to what its client may read (AU-83); one that names types stays as it is.
+///
+/// # Errors
+/// Nothing is left.
+pub fn narrow(caller: &Caller, request: &mut ExportRequest) -> Result<(), Lack> {
+    let May::Granted(grants) = &caller.may else { return Ok(()) };
+    if !request.types.is_empty() {
+        return Ok(());
+    }
+    let exportable = || ResourceType::all().filter(|of| of.is_exportable());
+    let is_granted = |of: &ResourceType| {
+        let others_groups =
+            *of == ResourceType::GROUP && request.level == Level::System && grants.groups != Groups::All;
+        grants.scopes.may_read(*of) && !others_groups
+    };
+    let types: BTreeSet<ResourceType> = exportable().filter(is_granted).collect();
+    if types.is_empty() {
+        return Err(Lack::AnyType);
+    }
+    // A search names its type: whoever searches among what is withheld is told, as with `_type` (AU-82).
+    let searched: BTreeSet<ResourceType> =
+        exportable().filter(|of| !types.contains(of) && request.filters_on(*of).next().is_some()).collect();
+    if !searched.is_empty() {
+        return Err(Lack::Types(searched));
+    }
+    if types.len() < exportable().count() {
+        request.types = types;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flatbed_types::Level;
+
+    const NOW: Instant = Instant::from_millis(1_000);
+
+    fn thrice(decision: Decision) -> [Decision; 3] {
+        [decision.clone(), decision.clone(), decision]
+    }
+
+    fn everything() -> Coverage {
+        Coverage::from(&ExportRequest::everything(Level::System))
+    }
+
+    /// The decisions for (status, stop, file) on a job of one's own.
+    fn row(state: JobState, expires: Option<i64>, has_pages: bool) -> [Decision; 3] {
+        let owner = ClientId::open();
+        let expires = expires.map(Instant::from_millis);
+        let facts = JobFacts { owner, state, expires, has_pages, covers: everything() };
+        let actions = [Action::ReadStatus, Action::StopJob, Action::ReadFile];
+        actions.map(|action| decide(&Caller::open(), action, Some(&facts), NOW))
+    }
+
+    #[test]
+    fn gr_02_the_open_client_sees_and_makes_every_group() {
+        let id = "g".parse().unwrap();
+        for action in
+            [Action::ReadGroup(&id), Action::SearchGroups, Action::ManageGroups, Action::DrawFromAll]
+        {
+            assert_eq!(decide(&Caller::open(), action, None, NOW), Decision::Allow);
+        }
+    }
+
+    #[test]
+    fn every_state_before_and_after_its_time() {
+        use Decision::{Allow, Gone, NotFound};
+        for state in JobState::ALL {
+            let (in_time, late) = match state {
+                JobState::Complete => (thrice(Allow), thrice(Gone)),
+                JobState::Failed => ([Allow, Allow, NotFound], thrice(Gone)),
+                JobState::Cancelled => (thrice(NotFound), thrice(NotFound)),
+                JobState::Deleting | JobState::Gone => (thrice(NotFound), thrice(Gone)),
+                _ => ([Allow, Allow, NotFound], [Allow, Allow, NotFound]),
+            };
+            assert_eq!(row(state, None, false), in_time, "{state:?}");
+            assert_eq!(row(state, Some(1_001), false), in_time, "{state:?}");
+            assert_eq!(row(state, Some(1_000), false), late, "{state:?}, ST-07");
+        }
+    }
+
+    #[test]
+    fn pp_02_pp_04_files_of_pages_can_be_read_before_the_job_is_complete_and_after_it_failed() {
+        for state in JobState::ALL {
+            let bare = row(state, None, false);
+            let published = bare == [Decision::Allow, Decision::Allow, Decision::NotFound];
+            let [status, stop, file] = row(state, None, true);
+            let [bare_status, bare_stop, bare_file] = bare;
+            assert_eq!([status, stop], [bare_status, bare_stop], "{state:?}");
+            let expected = if published { Decision::Allow } else { bare_file };
+            assert_eq!(file, expected, "{state:?}");
+        }
+    }
+
+    #[test]
+    fn st_18_dl_08_fl_26_what_is_another_clients_is_not_there() {
+        let owner: ClientId = "a".parse().unwrap();
+        let other = Caller { client: "b".parse().unwrap(), may: May::Everything };
+        for state in JobState::ALL {
+            let expires = Some(Instant::from_millis(1));
+            let facts =
+                JobFacts { owner: owner.clone(), state, expires, has_pages: true, covers: everything() };
+            for action in [Action::ReadStatus, Action::StopJob, Action::ReadFile] {
+                assert_eq!(decide(&other, action, Some(&facts), NOW), Decision::NotFound);
+                assert_eq!(decide(&other, action, None, NOW), Decision::NotFound);
+            }
+        }
+    }
+
+    #[test]
+    fn md_12_public_reads_and_kick_offs_concern_no_job() {
+        let request = ExportRequest::everything(Level::System);
+        for action in [Action::ReadPublic, Action::KickOff(&request)] {
+            assert_eq!(decide(&Caller::open(), action, None, NOW), Decision::Allow);
+        }
+    }
+
+    fn granted(scopes: &str, groups: Groups, levels: Levels) -> Caller {
+        let scopes = Scopes::read(scopes).unwrap();
+        let grants = Grants { scopes, groups, levels, disabled: false };
+        Caller { client: "a".parse().unwrap(), may: May::Granted(Box::new(grants)) }
+    }
+
+    #[test]
+    fn au_83_narrowing_never_widens_and_leaves_nothing_that_is_refused() {
+        let levels = Levels { system: true, patient: true, group: true };
+        let listed = Groups::Only(["g".parse().unwrap()].into());
+        for scopes in [
+            "system/*.rs",
+            "system/Patient.rs",
+            "system/*.r system/Group.s",
+            "system/*.cud",
+            "system/Device.read",
+        ] {
+            for groups in [Groups::All, listed.clone()] {
+                for level in [Level::System, Level::Patient] {
+                    let caller = granted(scopes, groups.clone(), levels);
+                    let mut request = ExportRequest::everything(level);
+                    let narrowed = narrow(&caller, &mut request);
+                    let decision = decide(&caller, Action::KickOff(&request), None, NOW);
+                    assert_eq!(narrowed.is_ok(), decision == Decision::Allow, "{scopes}: {decision:?}");
+                }
+            }
+        }
+        // What names types stays as it is, and is refused.
+        let caller = granted("system/Patient.rs", Groups::All, levels);
+        let named = ExportRequest {
+            types: [ResourceType::DEVICE].into(),
+            ..ExportRequest::everything(Level::System)
+        };
+        let mut request = named.clone();
+        assert_eq!(narrow(&caller, &mut request), Ok(()));
+        assert_eq!(request, named);
+        let lack = Lack::Types([ResourceType::DEVICE].into());
+        assert_eq!(decide(&caller, Action::KickOff(&request), None, NOW), Decision::Forbidden(lack));
+    }
+
+    #[test]
+    fn au_86_nobody_and_the_disabled_read_what_is_public() {
+        let mut disabled = granted("system/*.rs", Groups::All, Levels::default());
+        let May::Granted(grants) = &mut disabled.may else { panic!("nothing granted") };
+        grants.disabled = true;
+        let request = ExportRequest::everything(Level::System);
+        let facts = JobFacts {
+            owner: disabled.client.clone(),
+            state: JobState::Complete,
+            expires: None,
+            has_pages: true,
+            covers: everything(),
+        };
+        let id = "g".parse().unwrap();
+        for caller in [disabled, Caller::nobody()] {
+            assert_eq!(decide(&caller, Action::ReadPublic, None, NOW), Decision::Allow);
+            for action in [
+                Action::KickOff(&request),
+                Action::ReadStatus,
+                Action::StopJob,
+                Action::ReadFile,
+                Action::ReadGroup(&id),
+                Action::SearchGroups,
+                Action::ManageGroups,
+                Action::DrawFromAll,
+                Action::ChooseBy(ResourceType::PATIENT),
+            ] {
+                assert_eq!(
+                    decide(&caller, action, Some(&facts), NOW),
+                    Decision::Unauthenticated,
+                    "{action:?}"
+                );
+            }
+        }
+    }
+}
