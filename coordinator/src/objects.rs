@@ -7,6 +7,7 @@ use std::sync::Arc;
 use flatbed_coordinator_core::job::missing_files;
 use flatbed_proto::convert::{Malformed, Wire, each, required};
 use flatbed_proto::wire::types as wire;
+use flatbed_types::error_code::is_out_of_place;
 use flatbed_types::job::{JobError, JobRecord, ObjectPointer};
 use flatbed_types::layout::{self, attempt_of};
 use flatbed_types::manifest::Manifest;
@@ -34,25 +35,6 @@ fn storage_error(doing: &str, error: &object_store::Error) -> JobError {
     tracing::warn!(%error, "object store: {doing}");
     let code = if is_out_of_place(error) { ErrorCode::StorageFailed } else { ErrorCode::Unavailable };
     JobError { code, message: format!("the object store failed while {doing}") }
-}
-
-/// Whether a store that is a folder is not the folder any more that it was: something else took its place, or took from
-/// it what was being written. Time does not mend that.
-fn is_out_of_place(error: &object_store::Error) -> bool {
-    use std::io::ErrorKind::{IsADirectory, NotADirectory, NotFound, PermissionDenied, ReadOnlyFilesystem};
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(found) = cause {
-        if let Some(io) = found.downcast_ref::<std::io::Error>()
-            && matches!(
-                io.kind(),
-                IsADirectory | NotADirectory | NotFound | PermissionDenied | ReadOnlyFilesystem
-            )
-        {
-            return true;
-        }
-        cause = found.source();
-    }
-    false
 }
 
 async fn read(context: &Context, pointer: &ObjectPointer, doing: &str) -> Result<Vec<u8>, JobError> {

@@ -2,7 +2,7 @@
 //!
 //! Every row states when it changed, some of them falsely: long ago, though they are new.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::Result;
@@ -50,9 +50,7 @@ impl World {
     /// A world with some rows.
     pub fn new(seed: u64) -> World {
         let mut world = World { random: Random::new(seed), rows: BTreeMap::new(), written: BTreeMap::new() };
-        for _ in 0..150 {
-            world.change();
-        }
+        world.change_many(150);
         world
     }
 
@@ -77,8 +75,10 @@ impl World {
     }
 
     /// Changes some rows.
-    pub fn change_many(&mut self, number: u64) -> BTreeSet<Key> {
-        (0..number).map(|_| self.change()).collect()
+    pub fn change_many(&mut self, number: u64) {
+        for _ in 0..number {
+            self.change();
+        }
     }
 
     /// Writes all files; none is ever seen half written.

@@ -111,7 +111,7 @@ fn random_query(random: &mut Random, store: &Store, since: Timestamp) -> Result<
     }
     let now = Timestamp::now();
     if query.level != Level::System && random.below(3) == 0 {
-        let members = store.members(&query, now);
+        let members = store.asked_patients(&query, now);
         let there = store
             .ids("Patient")
             .into_iter()

@@ -42,6 +42,7 @@ use std::sync::Arc;
 use flatbed_extract::Source;
 use flatbed_extract::shape::LongRows;
 use flatbed_proto::reach::Coordinators;
+use flatbed_types::error_code::is_out_of_place;
 use flatbed_types::job::JobError;
 use flatbed_types::{ErrorCode, SessionId, WorkerId};
 use object_store::ObjectStore;
@@ -179,23 +180,4 @@ pub(crate) fn object_error(doing: &str, error: &object_store::Error) -> JobError
         _ => ErrorCode::Unavailable,
     };
     JobError { code, message: format!("the object store failed while {doing}") }
-}
-
-/// Whether a store that is a folder is not the folder any more that it was: something else took its place, or took from
-/// it what was being written.
-fn is_out_of_place(error: &object_store::Error) -> bool {
-    use std::io::ErrorKind::{IsADirectory, NotADirectory, NotFound, PermissionDenied, ReadOnlyFilesystem};
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(found) = cause {
-        if let Some(io) = found.downcast_ref::<std::io::Error>()
-            && matches!(
-                io.kind(),
-                IsADirectory | NotADirectory | NotFound | PermissionDenied | ReadOnlyFilesystem
-            )
-        {
-            return true;
-        }
-        cause = found.source();
-    }
-    false
 }

@@ -2,6 +2,7 @@
 //! job into a roster, tells what was deleted, and reports what of the source cannot be exported.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::sync::Arc;
 
 use flatbed_extract::cohort::{self, Step, Workshop};
@@ -129,7 +130,7 @@ pub(crate) fn complete(
 struct Roster {
     pointer: ObjectPointer,
     len: u64,
-    /// Those of the list `patient` that are not in it, where the request wants them told: at most
+    /// Those of the list `patient` that are not in it, where they are told and not refused: at most
     /// `caps::MAX_PATIENTS`.
     left_out: BTreeSet<FhirId>,
 }
@@ -178,10 +179,20 @@ fn write_roster(
             }
         }
     }
-    let (mut file, len) = upload::list_file(builder, &context.options.scratch, "sorting a roster")?;
+    let (file, len) = upload::list_file(builder, &context.options.scratch, "sorting a roster")?;
+    store_roster(context, runtime, grant, (file, len), left_out).map(Some)
+}
+
+fn store_roster(
+    context: &Context,
+    runtime: &Handle,
+    grant: &Grant,
+    (mut file, len): (File, u64),
+    left_out: BTreeSet<FhirId>,
+) -> Result<Roster, JobError> {
     let key = layout::roster_object(&grant.root, grant.attempt, Nonce(random_u64()?));
     let pointer = upload::put_file(&context.objects, runtime, key, &mut file)?;
-    Ok(Some(Roster { pointer, len, left_out }))
+    Ok(Roster { pointer, len, left_out })
 }
 
 /// Those of these patients that have no Patient resource.
@@ -235,10 +246,8 @@ fn write_cohort(
         named.map(|id| left_out.remove(&id));
     }
     let (out, len) = writer.finish().map_err(failed)?;
-    let mut file = out.into_inner().map_err(|error| failed(error.into_error()))?;
-    let key = layout::roster_object(&grant.root, grant.attempt, Nonce(random_u64()?));
-    let pointer = upload::put_file(&context.objects, runtime, key, &mut file)?;
-    Ok(Some(Roster { pointer, len, left_out }))
+    let file = out.into_inner().map_err(|error| failed(error.into_error()))?;
+    store_roster(context, runtime, grant, (file, len), left_out).map(Some)
 }
 
 /// Writes what there is to say: what was ignored of the request (KO-23, MF-24), what of the source cannot be exported,

@@ -4,7 +4,7 @@
 //! - `create`: kick-offs: the question to the source, the client's cap, idempotency keys.
 //! - `lookup`: any coordinator answers for any job: from its own machines, from the owner, or from the store.
 //! - `content`: questions whose answer a worker writes as an object.
-//! - `cohorts`: Groups that clients made, and what became of their asynchronous requests: kept in the store.
+//! - `cohorts`: Groups that clients made; `receipts`: what became of their asynchronous requests. Kept in the store.
 //! - `trust`: clients, used assertions, revoked tokens, signing keys: kept in the store.
 //! - `control`: the workers' side.
 
@@ -13,6 +13,9 @@ mod content;
 mod control;
 mod create;
 mod lookup;
+mod receipts;
+#[cfg(test)]
+mod tests;
 pub(crate) mod trust;
 
 use std::sync::Arc;
@@ -80,6 +83,12 @@ impl Services {
         answered.await.map_err(|_| stopping())
     }
 
+    /// The value of exactly this key.
+    async fn value(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Status> {
+        let (_, entries) = self.context.store.range(key, None).await.map_err(store_status)?;
+        Ok(entries.into_iter().find(|(found, _)| found == key).map(|(_, value)| value))
+    }
+
     /// Proposes a transaction that is safe to repeat, a few times.
     async fn txn(&self, transaction: Transaction) -> Result<Outcome, Status> {
         let mut tries = 0;
@@ -120,6 +129,14 @@ fn error_status(error: JobError) -> Status {
 
 fn malformed(error: Malformed) -> Status {
     to_status(ErrorCode::Invalid, error.to_string())
+}
+
+fn client_from(text: &str) -> Result<ClientId, Status> {
+    text.parse().map_err(|_| malformed(Malformed("client")))
+}
+
+fn too_much(message: String) -> Status {
+    to_status(ErrorCode::TooLarge, message)
 }
 
 fn job_id(bytes: &Bytes) -> Result<JobId, Status> {

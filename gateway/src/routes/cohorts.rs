@@ -17,9 +17,9 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use serde_json::Value;
 
-use super::groups::{check_format, empty, may_see, no_such_group, shown};
+use super::groups::{empty, may_see, no_such_group, shown};
 use super::refusal::{Refusal, fhir_json, resource_text};
-use super::{Session, http_date, query_pairs, random_u128, read_body};
+use super::{Session, check_format, http_date, query_pairs, random_u128, read_body};
 use crate::auth::Action;
 use crate::fhir::{self, Issue, IssueCode, batch_response, operation_outcome};
 use crate::group::definition::{self, Definition};

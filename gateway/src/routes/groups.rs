@@ -14,14 +14,12 @@ use http::{Method, StatusCode, header};
 use serde_json::{Map, Value, json};
 
 use super::refusal::{Refusal, fhir_json, resource_text};
-use super::{Session, cohorts, query_pairs};
+use super::{Session, check_format, cohorts, query_pairs};
 use crate::auth::{Action, Decision, decide};
 use crate::fhir::{Found, Issue, IssueCode, SearchResult, searchset};
 use crate::group::query::{GroupQuery, MAX_ROW_BYTES, read_form};
 use crate::group::subset;
-use crate::negotiate::media::{
-    Acceptance, BodyType, FHIR_JSON, accepts_fhir_json, body_type, format_is_json,
-};
+use crate::negotiate::media::{BodyType, body_type};
 
 /// Bytes of a Group that is read: larger ones are for exports.
 const MAX_READ_BYTES: u64 = 4 << 20;
@@ -85,15 +83,6 @@ pub(super) async fn instance(app: Session, path: Id, request: Request) -> Result
         Method::DELETE => cohorts::delete(&app, &id, request.headers()).await,
         _ => Err(Refusal::method("GET, HEAD, PUT, DELETE")),
     }
-}
-
-/// Whether the answer may be JSON; `_format` stands over `Accept`.
-pub(super) fn check_format(headers: &http::HeaderMap, pairs: &[(String, String)]) -> Result<(), Refusal> {
-    let json = match pairs.iter().find(|(name, _)| name == "_format") {
-        Some((_, format)) => format_is_json(format),
-        None => accepts_fhir_json(headers) != Acceptance::Excluded,
-    };
-    if json { Ok(()) } else { Err(Refusal::not_acceptable(FHIR_JSON)) }
 }
 
 fn refused(issues: Vec<Issue>) -> Refusal {

@@ -7,9 +7,9 @@ use flatbed_types::ResourceType;
 use http::{HeaderMap, Method, StatusCode, Uri};
 
 use super::refusal::{Refusal, fhir_json, json};
-use super::{App, Shared, query_pairs};
+use super::{App, Shared, check_format, query_pairs};
 use crate::fhir::{Server, capability_statement, operation_definition};
-use crate::negotiate::media::{Acceptance, FHIR_JSON, JSON, accepts_fhir_json, format_is_json};
+use crate::negotiate::media::JSON;
 use crate::openapi;
 
 /// `<base>/metadata`.
@@ -68,11 +68,5 @@ fn check(app: &Shared, method: &Method, uri: &Uri, headers: &HeaderMap) -> Resul
         return Err(Refusal::method("GET, HEAD"));
     }
     app.guard_public()?;
-    let query = query_pairs(uri);
-    // `_format` stands over `Accept` (http://hl7.org/fhir/R4/http.html#parameters).
-    let json = match query.iter().find(|(name, _)| name == "_format") {
-        Some((_, format)) => format_is_json(format),
-        None => accepts_fhir_json(headers) != Acceptance::Excluded,
-    };
-    if json { Ok(()) } else { Err(Refusal::not_acceptable(FHIR_JSON)) }
+    check_format(headers, &query_pairs(uri))
 }

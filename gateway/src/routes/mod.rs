@@ -37,6 +37,7 @@ use crate::fhir::IssueCode;
 use crate::jobs::Jobs;
 use crate::kickoff::Operation;
 use crate::limits::Limiter;
+use crate::negotiate::media::{Acceptance, FHIR_JSON, accepts_fhir_json, format_is_json};
 use crate::{Clock, Gateway, GatewayOptions, HostPolicy, PublicUrl};
 use refusal::Refusal;
 use session::Session;
@@ -202,6 +203,15 @@ fn caught(panic: Box<dyn Any + Send + 'static>) -> Response {
 fn query_pairs(uri: &Uri) -> Vec<(String, String)> {
     // Pairs of strings take every query, so there is no failure to report.
     Query::try_from_uri(uri).map(|Query(pairs)| pairs).unwrap_or_default()
+}
+
+/// Whether the answer may be JSON. `_format` stands over `Accept` (http://hl7.org/fhir/R4/http.html#parameters).
+fn check_format(headers: &http::HeaderMap, pairs: &[(String, String)]) -> Result<(), Refusal> {
+    let json = match pairs.iter().find(|(name, _)| name == "_format") {
+        Some((_, format)) => format_is_json(format),
+        None => accepts_fhir_json(headers) != Acceptance::Excluded,
+    };
+    if json { Ok(()) } else { Err(Refusal::not_acceptable(FHIR_JSON)) }
 }
 
 /// How long a body may take to arrive.

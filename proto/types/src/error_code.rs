@@ -183,3 +183,22 @@ impl fmt::Display for ErrorCode {
         f.write_str(self.name())
     }
 }
+
+/// Whether a store that is a folder is not the folder any more that it was: something else took its place, or took from
+/// it what was being written. Time does not mend that.
+pub fn is_out_of_place(error: &(dyn std::error::Error + 'static)) -> bool {
+    use std::io::ErrorKind::{IsADirectory, NotADirectory, NotFound, PermissionDenied, ReadOnlyFilesystem};
+    let mut cause = Some(error);
+    while let Some(found) = cause {
+        if let Some(io) = found.downcast_ref::<std::io::Error>()
+            && matches!(
+                io.kind(),
+                IsADirectory | NotADirectory | NotFound | PermissionDenied | ReadOnlyFilesystem
+            )
+        {
+            return true;
+        }
+        cause = found.source();
+    }
+    false
+}

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 
-use super::{Level, Query, Store};
+use super::{Query, Store};
 
 impl Store {
     /// Says that this is what the folder `former` became, and that nobody had seen the change at `before`: what is new
@@ -28,23 +28,11 @@ impl Store {
         let mut gone = BTreeSet::new();
         for resource in &former.resources {
             let key = (resource.resource_type.clone(), resource.id.clone());
-            let covered = match (&query.level, &asked) {
-                (Level::System, _) => true,
-                // Who else has a Group, or had, is not told.
-                _ if resource.resource_type == "Group" => false,
-                (_, None) => !resource.patients.is_empty(),
-                (_, Some(asked)) if query.patients.is_empty() => !resource.patients.is_disjoint(asked),
-                (_, Some(asked)) => !resource.patients.is_empty() && resource.patients.is_subset(asked),
-            };
+            let covered = self.is_covered(resource, query, asked.as_ref());
             if covered && query.wants_type(&resource.resource_type) && !self.by_key.contains_key(&key) {
                 gone.insert(format!("{}/{}", resource.resource_type, resource.id));
             }
         }
         gone
-    }
-
-    /// The patients that a query asks for, by id, where it does not ask for all.
-    pub fn members(&self, query: &Query, now: Timestamp) -> Option<BTreeSet<String>> {
-        self.asked_patients(query, now)
     }
 }

@@ -283,7 +283,7 @@ impl Store {
     }
 
     /// The patients of the job; `None` for all.
-    fn asked_patients(&self, query: &Query, now: Timestamp) -> Option<BTreeSet<String>> {
+    pub fn asked_patients(&self, query: &Query, now: Timestamp) -> Option<BTreeSet<String>> {
         let members = match &query.level {
             Level::Group(id) => Some(membership::patients(&self.rosters, id, now)),
             Level::System | Level::Patient => None,

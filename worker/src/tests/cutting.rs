@@ -248,11 +248,7 @@ async fn an_attempt_ends_where_the_answer_to_its_commit_says() {
     });
     let worker = world.worker(&["a"], source.clone(), 1);
     let hello = world.hello("a").await;
-    let coordinator_message::Message::Grant(mut grant) =
-        extract_grant(&hello, 1, &*source, lane, KeyRange::ALL)
-    else {
-        panic!("a grant")
-    };
+    let mut grant = grant_of(&hello, 1, &*source, lane, KeyRange::ALL);
     // Every piece is a segment.
     grant.output.as_mut().unwrap().seal_bytes = 1;
     world.tell("a", coordinator_message::Message::Grant(grant)).await;
@@ -284,11 +280,7 @@ async fn an_attempt_seals_when_the_answer_to_its_commit_says() {
     world.answer("a", move |_| accepted());
     let worker = world.worker(&["a"], source.clone(), 1);
     let hello = world.hello("a").await;
-    let coordinator_message::Message::Grant(mut grant) =
-        extract_grant(&hello, 1, &*source, lane, KeyRange::ALL)
-    else {
-        panic!("a grant")
-    };
+    let mut grant = grant_of(&hello, 1, &*source, lane, KeyRange::ALL);
     // Every piece is a segment, until somebody says otherwise.
     grant.output.as_mut().unwrap().seal_ms = 0;
     world.tell("a", coordinator_message::Message::Grant(grant)).await;

@@ -408,10 +408,21 @@ pub(super) fn extract_grant(
     lane: Lane,
     range: KeyRange,
 ) -> coordinator_message::Message {
+    coordinator_message::Message::Grant(grant_of(hello, attempt, source, lane, range))
+}
+
+/// The same, to be changed before it is told.
+pub(super) fn grant_of(
+    hello: &wire::Hello,
+    attempt: u64,
+    source: &dyn Source,
+    lane: Lane,
+    range: KeyRange,
+) -> wire::Grant {
     let fingerprint = source.snapshot(&NoProgress).unwrap().fingerprint().to_owned();
     let pin = SourcePin { source: source.address(), snapshot: fingerprint };
     let grant = grant(hello, attempt, TaskKind::Extract(lane), range);
-    coordinator_message::Message::Grant(wire::Grant { pin: Some(pin.to_wire()), ..grant })
+    wire::Grant { pin: Some(pin.to_wire()), ..grant }
 }
 
 /// All rows of a range.

@@ -68,11 +68,7 @@ async fn files_of(source: Arc<dyn Source>, lane: Lane, most: Option<u64>, seal_b
     let mut world = World::new(&[("a", "A")]);
     let worker = world.worker(&["a"], source.clone(), 1);
     let hello = world.hello("a").await;
-    let coordinator_message::Message::Grant(mut grant) =
-        extract_grant(&hello, 1, &*source, lane, KeyRange::ALL)
-    else {
-        panic!("a grant")
-    };
+    let mut grant = grant_of(&hello, 1, &*source, lane, KeyRange::ALL);
     let mut request = ExportRequest::everything(Level::System);
     request.max_file_bytes = most;
     if lane == Lane::ORGANISED {
