@@ -51,16 +51,6 @@ pub(crate) fn description(public_url: &str, capabilities: Capabilities) -> Value
         "/fhir/export/{job}/attachment/Binary/{id}/_history/{version}/{mac}",
         attachment(&[&binary[..], &[in_path("version", "The version of the Binary")]].concat()),
     );
-    add(
-        "/fhir/.well-known/smart-configuration",
-        json!({ "get": read("Where clients get tokens (SMART Backend Services), if they are needed", "application/json") }),
-    );
-    add(
-        "/auth/token",
-        oauth("Get an access token", &["grant_type", "scope", "client_assertion_type", "client_assertion"]),
-    );
-    add("/auth/introspect", oauth("What a token of one's own grants, and whether it still does", &["token"]));
-    add("/auth/revoke", oauth("Revoke a token", &["token"]));
     json!({
         "openapi": "3.1.0",
         "info": {
@@ -86,6 +76,18 @@ fn read(about: &str, media_type: &str) -> Value {
             "default": { "$ref": "#/components/responses/Error" },
         },
     })
+}
+
+/// Adds what is served where tokens are needed only.
+pub(crate) fn add_tokens(description: &mut Value) {
+    let discovery = "Where clients get tokens (SMART Backend Services)";
+    let token = ["grant_type", "scope", "client_assertion_type", "client_assertion"];
+    let paths = &mut description["paths"];
+    paths["/fhir/.well-known/smart-configuration"] = json!({ "get": read(discovery, "application/json") });
+    paths["/auth/token"] = oauth("Get an access token", &token);
+    paths["/auth/introspect"] =
+        oauth("What a token of one's own grants, and whether it still does", &["token"]);
+    paths["/auth/revoke"] = oauth("Revoke a token", &["token"]);
 }
 
 /// An endpoint of OAuth, whose form needs these parameters.

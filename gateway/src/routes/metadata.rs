@@ -50,7 +50,11 @@ pub(super) async fn openapi(
 ) -> Result<Response, Refusal> {
     check(&app, &method, &uri, &headers)?;
     let public_url = app.options.public_url.as_str();
-    Ok(json(StatusCode::OK, JSON, &openapi::description(public_url, app.options.capabilities)))
+    let mut description = openapi::description(public_url, app.options.capabilities);
+    if app.smart.is_some() {
+        openapi::add_tokens(&mut description);
+    }
+    Ok(json(StatusCode::OK, JSON, &description))
 }
 
 fn server(app: &Shared) -> Server<'_> {

@@ -131,6 +131,12 @@ fn table() -> Vec<(&'static str, MethodRouter<App>)> {
         ("/fhir/export/{job}/file/{file}", any(files::file)),
         ("/fhir/export/{job}/attachment/Binary/{id}/{mac}", any(attachments::newest)),
         ("/fhir/export/{job}/attachment/Binary/{id}/_history/{version}/{mac}", any(attachments::version)),
+    ]
+}
+
+/// What is served besides where tokens are needed.
+fn token_table() -> Vec<(&'static str, MethodRouter<App>)> {
+    vec![
         ("/fhir/.well-known/smart-configuration", any(oauth::discovery)),
         ("/auth/token", any(oauth::token)),
         ("/auth/introspect", any(oauth::introspect)),
@@ -157,7 +163,8 @@ pub(crate) fn router(gateway: Gateway) -> Router {
         options: options.clone(),
     };
     let mut app = Router::new();
-    for (path, answer) in table() {
+    let for_tokens = if shared.smart.is_some() { token_table() } else { Vec::new() };
+    for (path, answer) in table().into_iter().chain(for_tokens) {
         // Clients may escape the `$`, and the router compares paths before decoding.
         if path.contains('$') {
             app = app.route(&path.replace('$', "%24"), answer.clone());
