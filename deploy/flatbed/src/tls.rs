@@ -35,6 +35,11 @@ pub struct TlsArgs {
 }
 
 impl TlsArgs {
+    /// Whether there is to be TLS.
+    pub fn is_given(&self) -> bool {
+        self.tls_cert.is_some()
+    }
+
     /// The certificate, if one is configured.
     ///
     /// # Errors

@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use flatbed::clients::file::{self, ClientFile};
 use flatbed::clients::sync::{self, Follower};
-use flatbed::clients::{TextChecks, form_checks};
 use flatbed::embedded::{Embedded, EmbeddedOptions};
 use flatbed::places;
 use flatbed_coordinator::CoordinatorOptions;
@@ -58,7 +57,7 @@ fn file_of(folder: &Path, clients: &[(&str, &str)]) -> ClientFile {
     };
     let path = folder.join("clients.toml");
     std::fs::write(&path, clients.iter().map(entry).collect::<String>()).unwrap();
-    file::read(&path, form_checks()).unwrap()
+    file::read(&path).unwrap()
 }
 
 #[tokio::test]
@@ -105,8 +104,7 @@ async fn a_file_that_changes_is_read_again_and_a_bad_one_changes_nothing() {
     let trust = TrustClient::new(cluster.coordinators());
     let (path, stop) = (folder.path().join("clients.toml"), CancellationToken::new());
     let first = file_of(folder.path(), &[("a", "one")]);
-    let checks: TextChecks = form_checks();
-    let follower = Follower::new(path.clone(), checks, trust.clone());
+    let follower = Follower::new(path.clone(), trust.clone());
     let state = follower.state();
     let following = tokio::spawn(follower.run(first, stop.clone()));
     until(&trust, "a", |known| known.is_some()).await;
@@ -207,7 +205,7 @@ fn clients_are_added_listed_and_removed_by_command() {
     let serve =
         ["serve", "--source", "synthetic:patients=1", "--data-dir", &data, "--listen", &http, "--rpc-listen"];
     let mut command = Command::new(env!("CARGO_BIN_EXE_flatbed"));
-    command.args(serve).arg(&rpc).arg("--clients").arg(path("clients.toml"));
+    command.args(serve).arg(&rpc).args(["--auth", "smart", "--clients"]).arg(path("clients.toml"));
     let _service = Process(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
     let url = format!("http://{rpc}");
     let clients =
@@ -242,8 +240,17 @@ fn clients_are_added_listed_and_removed_by_command() {
     assert_eq!(secret.status.code(), Some(2), "a private key is no JWK Set");
     let bad = path("bad.toml");
     std::fs::write(&bad, "[[client]]\nid = \"a\"\nscope = []\n").unwrap();
-    let refused =
-        flatbed(&["serve", "--source", "synthetic:", "--data-dir", &path("other"), "--clients", &bad]);
+    let refused = flatbed(&[
+        "serve",
+        "--source",
+        "synthetic:",
+        "--data-dir",
+        &path("other"),
+        "--auth",
+        "smart",
+        "--clients",
+        &bad,
+    ]);
     assert_eq!(refused.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&refused.stderr).contains("did you mean 'scopes'?"));
 }

@@ -13,7 +13,7 @@ use flatbed::dial::Dialer;
 use flatbed::places;
 use flatbed::rpc::guard::Role;
 use flatbed::rpc::tls::make_authority;
-use flatbed::rpc::{RpcArgs, RpcServer};
+use flatbed::rpc::{Callers, RpcArgs, RpcServer};
 use flatbed_coordinator::{Coordinator, CoordinatorOptions, store};
 use flatbed_proto::reach::Dial;
 use flatbed_proto::wire::job::jobs_client::JobsClient;
@@ -75,7 +75,8 @@ impl Secured {
         let started = Coordinator::start(state, objects, options, dial, Arc::new(places::now)).await;
         let coordinator = started.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let server = RpcServer::start(listener, coordinator.routes(), Some(&tls)).await.unwrap();
+        let server =
+            RpcServer::start(listener, coordinator.routes(), Callers::Certified(&tls)).await.unwrap();
         Secured { address: format!("https://{}", server.address), server, coordinator }
     }
 

@@ -9,10 +9,10 @@ use std::collections::BTreeSet;
 
 use flatbed_types::cohort::is_cohort_id;
 use flatbed_types::job::{JobRecord, JobState};
+use flatbed_types::trust::{GroupGrant, LevelGrant};
 use flatbed_types::{ClientId, ExportRequest, FhirId, Instant, Level, ResourceType};
 
 use super::scopes::{Rights, Scopes};
-use super::trust::{Groups, Levels};
 
 /// Who asks, and what that is allowed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,9 +40,9 @@ pub struct Grants {
     /// Scopes that the token grants and the client is still registered for.
     pub scopes: Scopes,
     /// Groups.
-    pub groups: Groups,
+    pub groups: GroupGrant,
     /// Levels.
-    pub levels: Levels,
+    pub levels: LevelGrant,
     /// Whether the client was disabled after the token was made.
     pub disabled: bool,
 }
@@ -58,7 +58,7 @@ impl Caller {
         match &self.may {
             May::Everything => false,
             May::ReadPublic => true,
-            May::Granted(grants) => !grants.levels.reach_all_patients(),
+            May::Granted(grants) => !grants.levels.reaches_all_patients(),
         }
     }
 
@@ -203,10 +203,10 @@ pub fn decide(caller: &Caller, action: Action<'_>, job: Option<&JobFacts>, now: 
                 },
             }
         }
-        Action::ReadGroup(id) => on_groups(grants, Rights::READ, |grants| grants.groups.hold(id)),
+        Action::ReadGroup(id) => on_groups(grants, Rights::READ, |grants| grants.groups.covers(id)),
         Action::SearchGroups => on_groups(grants, Rights::READ, |_| true),
         Action::ManageGroups => on_groups(grants, Rights::WRITE, |_| true),
-        Action::DrawFromAll if grants.is_none_or(|grants| grants.levels.reach_all_patients()) => {
+        Action::DrawFromAll if grants.is_none_or(|grants| grants.levels.reaches_all_patients()) => {
             Decision::Allow
         }
         Action::DrawFromAll => Decision::Forbidden(Lack::AllPatients),
@@ -252,8 +252,8 @@ fn on_own(action: Action<'_>, job: &JobFacts, now: Instant) -> Decision {
 
 /// Groups that clients made by criteria are in no list; whether one that has such an id is this client's own, and of whom it may
 /// draw its members, is asked of the coordinators.
-fn may_name(groups: &Groups, id: &FhirId) -> bool {
-    groups.hold(id) || is_cohort_id(id)
+fn may_name(groups: &GroupGrant, id: &FhirId) -> bool {
+    groups.covers(id) || is_cohort_id(id)
 }
 
 fn on_groups(grants: Option<&Grants>, needed: Rights, sees: impl Fn(&Grants) -> bool) -> Decision {
@@ -269,7 +269,7 @@ fn on_groups(grants: Option<&Grants>, needed: Rights, sees: impl Fn(&Grants) -> 
 
 /// What of an export is not allowed (SEC-03, SEC-08, SEC-09, AU-81 to AU-83, AU-87).
 fn lack_of(grants: &Grants, covers: &Coverage) -> Option<Lack> {
-    if !grants.levels.hold(&covers.level) {
+    if !grants.levels.covers(&covers.level) {
         return Some(Lack::Level);
     }
     if let Level::Group(id) = &covers.level {
@@ -289,7 +289,7 @@ fn lack_of(grants: &Grants, covers: &Coverage) -> Option<Lack> {
         return Some(Lack::Types(lacking));
     }
     let carries_groups = covers.types.as_ref().is_none_or(|types| types.contains(&ResourceType::GROUP));
-    if covers.level == Level::System && carries_groups && grants.groups != Groups::All {
+    if covers.level == Level::System && carries_groups && grants.groups != GroupGrant::All {
         return Some(Lack::AllGroups);
     }
     None
@@ -307,7 +307,7 @@ pub fn narrow(caller: &Caller, request: &mut ExportRequest) -> Result<(), Lack> 
     let exportable = || ResourceType::all().filter(|of| of.is_exportable());
     let is_granted = |of: &ResourceType| {
         let others_groups =
-            *of == ResourceType::GROUP && request.level == Level::System && grants.groups != Groups::All;
+            *of == ResourceType::GROUP && request.level == Level::System && grants.groups != GroupGrant::All;
         grants.scopes.may_read(*of) && !others_groups
     };
     let types: BTreeSet<ResourceType> = exportable().filter(is_granted).collect();
@@ -413,7 +413,7 @@ mod tests {
         }
     }
 
-    fn granted(scopes: &str, groups: Groups, levels: Levels) -> Caller {
+    fn granted(scopes: &str, groups: GroupGrant, levels: LevelGrant) -> Caller {
         let scopes = Scopes::read(scopes).unwrap();
         let grants = Grants { scopes, groups, levels, disabled: false };
         Caller { client: "a".parse().unwrap(), may: May::Granted(Box::new(grants)) }
@@ -421,8 +421,8 @@ mod tests {
 
     #[test]
     fn au_83_narrowing_never_widens_and_leaves_nothing_that_is_refused() {
-        let levels = Levels { system: true, patient: true, group: true };
-        let listed = Groups::Only(["g".parse().unwrap()].into());
+        let levels = LevelGrant { system: true, patient: true, group: true };
+        let listed = GroupGrant::Listed(["g".parse().unwrap()].into());
         for scopes in [
             "system/*.rs",
             "system/Patient.rs",
@@ -430,7 +430,7 @@ mod tests {
             "system/*.cud",
             "system/Device.read",
         ] {
-            for groups in [Groups::All, listed.clone()] {
+            for groups in [GroupGrant::All, listed.clone()] {
                 for level in [Level::System, Level::Patient] {
                     let caller = granted(scopes, groups.clone(), levels);
                     let mut request = ExportRequest::everything(level);
@@ -441,7 +441,7 @@ mod tests {
             }
         }
         // What names types stays as it is, and is refused.
-        let caller = granted("system/Patient.rs", Groups::All, levels);
+        let caller = granted("system/Patient.rs", GroupGrant::All, levels);
         let named = ExportRequest {
             types: [ResourceType::DEVICE].into(),
             ..ExportRequest::everything(Level::System)
@@ -455,7 +455,7 @@ mod tests {
 
     #[test]
     fn au_86_nobody_and_the_disabled_read_what_is_public() {
-        let mut disabled = granted("system/*.rs", Groups::All, Levels::default());
+        let mut disabled = granted("system/*.rs", GroupGrant::All, LevelGrant::default());
         let May::Granted(grants) = &mut disabled.may else { panic!("nothing granted") };
         grants.disabled = true;
         let request = ExportRequest::everything(Level::System);

@@ -10,6 +10,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use flatbed_types::trust::{ClientKeys, ClientRecord};
 use flatbed_types::{ClientId, Instant, ResourceType};
 use http::{HeaderMap, header};
 use serde_json::{Value, json};
@@ -22,7 +23,7 @@ use super::keys::KeySet;
 use super::oauth::{Form, OAuthError};
 use super::scopes::{Rights, Scopes};
 use super::tokens::{Grant, Issuer, LIFE_SECONDS};
-use super::trust::{Client, ClientKeys, JtiUse, Trust, TrustUnavailable};
+use super::trust::{JtiUse, Trust, TrustUnavailable};
 
 /// For how long it is remembered how a token stands (`decisions.md` 9).
 const CHECK: Duration = Duration::from_secs(1);
@@ -166,7 +167,7 @@ impl Smart {
     }
 
     /// The client that an assertion of a form proves, which is used up by that.
-    async fn authenticate(&self, form: &Form, now: Instant) -> Result<Arc<Client>, OAuthError> {
+    async fn authenticate(&self, form: &Form, now: Instant) -> Result<Arc<ClientRecord>, OAuthError> {
         let kind = "client_assertion_type must be urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
         if form.required("client_assertion_type", kind)? != ASSERTION_TYPE {
             return Err(OAuthError::Request(kind));
@@ -185,7 +186,7 @@ impl Smart {
         Ok(client)
     }
 
-    async fn keys_of(&self, client: &Client, assertion: &Unverified<'_>) -> Result<KeySet, OAuthError> {
+    async fn keys_of(&self, client: &ClientRecord, assertion: &Unverified<'_>) -> Result<KeySet, OAuthError> {
         match &client.keys {
             ClientKeys::None => Err(OAuthError::Client("the client is registered without keys")),
             ClientKeys::Document(json) => {
@@ -206,7 +207,7 @@ impl Smart {
         }
     }
 
-    async fn use_up(&self, client: &Client, verified: &Verified) -> Result<(), OAuthError> {
+    async fn use_up(&self, client: &ClientRecord, verified: &Verified) -> Result<(), OAuthError> {
         if client.allow_repeated_jti {
             return Ok(());
         }
@@ -328,12 +329,12 @@ impl Smart {
 }
 
 /// What a client is registered for; `None` for nothing, or nothing that can be read.
-fn registered(client: &Client) -> Option<Scopes> {
+fn registered(client: &ClientRecord) -> Option<Scopes> {
     Scopes::read(&client.scopes).ok()
 }
 
 /// Who a valid token of a client stands for, as the client is registered now; `None` when nothing is left of it.
-fn caller_of(client: &Client, grant: &Grant) -> Option<Caller> {
+fn caller_of(client: &ClientRecord, grant: &Grant) -> Option<Caller> {
     let scopes = grant.scopes.within(&registered(client)?);
     let grants =
         Grants { scopes, groups: client.groups.clone(), levels: client.levels, disabled: client.disabled };

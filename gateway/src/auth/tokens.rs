@@ -10,8 +10,9 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use flatbed_types::{ClientId, Instant};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
-use super::jws::{self, PublicKey, SigningPair};
+use super::jws::{self, InvalidPrivateKey, PublicKey, SigningPair};
 use super::scopes::Scopes;
 
 /// Seconds that a token lives (AU-71).
@@ -28,6 +29,21 @@ pub struct SigningKey {
     pub kid: String,
     /// The private key, PKCS #8 in DER.
     pub pkcs8: Vec<u8>,
+}
+
+impl SigningKey {
+    /// A key that is named by its public half, so that whoever reads it names it alike.
+    ///
+    /// # Errors
+    /// It is none on P-256.
+    pub fn from_pkcs8(der: &[u8]) -> Result<SigningKey, InvalidPrivateKey> {
+        let PublicKey::P256(point) = SigningPair::from_pkcs8(der)?.public() else {
+            return Err(InvalidPrivateKey);
+        };
+        let digest: [u8; 32] = Sha256::digest(point).into();
+        let kid = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        Ok(SigningKey { kid, pkcs8: der.to_vec() })
+    }
 }
 
 impl fmt::Debug for SigningKey {

@@ -85,6 +85,12 @@ impl LevelGrant {
         }
     }
 
+    /// Whether data of any patient may be exported, so that there is nothing to be got by a Group that could not be got
+    /// without one.
+    pub fn reaches_all_patients(self) -> bool {
+        self.system || self.patient
+    }
+
     /// The names of those granted, as the client file writes them.
     pub fn names(self) -> impl Iterator<Item = &'static str> {
         let all = [("system", self.system), ("patient", self.patient), ("group", self.group)];

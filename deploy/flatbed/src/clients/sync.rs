@@ -15,7 +15,6 @@ use flatbed_types::ClientId;
 use flatbed_types::trust::{ClientOrigin, ClientRecord};
 use tokio_util::sync::CancellationToken;
 
-use super::TextChecks;
 use super::file::{self, ClientFile, Stamp};
 
 /// How often the file is looked at.
@@ -104,15 +103,14 @@ fn change_of(
 /// A client file that is followed.
 pub struct Follower {
     path: PathBuf,
-    checks: TextChecks,
     trust: TrustClient,
     state: Arc<Following>,
 }
 
 impl Follower {
     /// Of this file.
-    pub fn new(path: PathBuf, checks: TextChecks, trust: TrustClient) -> Follower {
-        Follower { path, checks, trust, state: Arc::default() }
+    pub fn new(path: PathBuf, trust: TrustClient) -> Follower {
+        Follower { path, trust, state: Arc::default() }
     }
 
     /// How it goes on.
@@ -136,8 +134,8 @@ impl Follower {
             if now == known {
                 continue;
             }
-            let (path, checks) = (self.path.clone(), self.checks);
-            match tokio::task::spawn_blocking(move || file::read(&path, checks)).await {
+            let path = self.path.clone();
+            match tokio::task::spawn_blocking(move || file::read(&path)).await {
                 Ok(Ok(file)) => {
                     known = stamps(&file);
                     waiting = Some(file);

@@ -205,21 +205,23 @@ fn as_json(client: &ClientRecord) -> Value {
 
 /// The client that the options describe.
 fn described(args: &AddArgs) -> Result<ClientRecord, Failure> {
-    let checks = clients::form_checks();
     let usage = |option: &'static str| move |problem: String| Failure::usage(format!("{option}: {problem}"));
     let mut client = ClientRecord::new(args.id.clone(), ClientOrigin::Operator);
     client.name = args.name.clone();
     client.keys = match (&args.jwks, &args.jwks_url) {
         (Some(path), _) => {
             let jwks = read_jwks(path)?;
-            (checks.jwks)(&jwks).map_err(usage("--jwks"))?;
+            clients::check_jwks(&jwks).map_err(usage("--jwks"))?;
             ClientKeys::Document(jwks)
         }
-        (None, Some(url)) => ClientKeys::Url(file::url_of(url).map_err(usage("--jwks-url"))?),
+        (None, Some(url)) => {
+            clients::check_jwks_url(url).map_err(usage("--jwks-url"))?;
+            ClientKeys::Url(url.clone())
+        }
         (None, None) => ClientKeys::None,
     };
     for scope in &args.scopes {
-        (checks.scope)(scope).map_err(usage("--scope"))?;
+        clients::check_scopes(scope).map_err(usage("--scope"))?;
     }
     client.scopes = args.scopes.join(" ");
     let groups: Vec<&str> = args.groups.iter().map(String::as_str).collect();

@@ -17,7 +17,7 @@ use crate::embedded::in_process;
 use crate::options::{WrittenArgs, listen_address};
 use crate::remote::JobsApi;
 use crate::rpc::guard::Role;
-use crate::rpc::{self, RpcArgs, RpcServer};
+use crate::rpc::{self, Callers, RpcArgs, RpcServer};
 use crate::service::probes::CoordinatorProbe;
 use crate::service::settings::JobArgs;
 use crate::service::{AdminArgs, Life, open_output};
@@ -74,7 +74,8 @@ pub async fn run(args: CoordinatorArgs) -> Result<(), Failure> {
     let clock = Arc::new(places::now);
     let coordinator = Coordinator::start(state, output.objects, options, Arc::new(dialer), clock).await;
     let coordinator = coordinator.context("cannot start the coordinator")?;
-    let server = RpcServer::start(listener, coordinator.routes(), tls.as_ref()).await?;
+    let callers = Callers::certified_or(tls.as_ref(), Callers::All);
+    let server = RpcServer::start(listener, coordinator.routes(), callers).await?;
     // For its own metrics it asks itself as others would, without the detour over the network.
     let pipe_end = CancellationToken::new();
     let (channel, _pipe) = in_process(coordinator.jobs_routes(), pipe_end.clone());

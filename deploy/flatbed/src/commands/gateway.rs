@@ -42,6 +42,7 @@ pub async fn run(args: GatewayArgs) -> Result<(), Failure> {
     args.door.check()?;
     let coordinators = args.rpc.dialer(&[Role::Gateway])?.coordinators(&args.coordinators.urls)?;
     let registration = args.door.registration()?;
+    let tokens = args.door.tokens()?;
     let life = Life::begin()?;
     let output = open_output(&args.output)?;
     let door = args.door.bind().await?;
@@ -49,7 +50,7 @@ pub async fn run(args: GatewayArgs) -> Result<(), Failure> {
     let clients = registration.map(|file| file.follow(coordinators.clone(), life.stopping()));
     let objects = output.objects.clone();
     let probe = GatewayProbe { coordinators: coordinators.clone(), objects, clients };
-    let door = door.open(&args.door, coordinators, &output);
+    let door = door.open(&args.door, tokens, coordinators, &output)?;
     life.show(&args.admin, Arc::new(probe), None).await?;
     note(format_args!("FHIR base    {}/fhir", public_url.as_str()));
 

@@ -126,7 +126,7 @@ fn write_new(path: &Path, text: &str, is_secret: bool) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clients::{self, file};
+    use crate::clients::file;
 
     #[test]
     fn a_new_key_and_its_entry_fit_together() {
@@ -151,7 +151,7 @@ mod tests {
         std::fs::write(folder.path().join("aco-17.jwks.json"), jwks).unwrap();
         let path = folder.path().join("clients.toml");
         std::fs::write(&path, entry(&client)).unwrap();
-        let read = file::read(&path, clients::form_checks()).unwrap();
+        let read = file::read(&path).unwrap();
         assert_eq!(read.clients[&client].scopes, "system/*.rs");
     }
 }

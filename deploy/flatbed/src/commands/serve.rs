@@ -19,7 +19,7 @@ use crate::options::{SourceArgs, WrittenArgs, absolute, listen_address, slots_or
 use crate::output::Output;
 use crate::places::{self, Claim, DataFolder};
 use crate::rpc::guard::Role;
-use crate::rpc::{self, RpcArgs, RpcServer};
+use crate::rpc::{self, Callers, RpcArgs, RpcServer};
 use crate::service::door::DoorArgs;
 use crate::service::probes::ServeProbe;
 use crate::service::settings::JobArgs;
@@ -74,6 +74,7 @@ pub async fn run(args: ServeArgs) -> Result<(), Failure> {
     check(&args)?;
     let tls = args.rpc.load(&[Role::Coordinator])?;
     let registration = args.door.registration()?;
+    let tokens = args.door.tokens()?;
     let life = Life::begin()?;
     let data_dir = absolute(&args.data_dir)?;
     let Claim::Ours(data) = DataFolder::claim(&data_dir).map_err(folder::unusable)? else {
@@ -91,12 +92,14 @@ pub async fn run(args: ServeArgs) -> Result<(), Failure> {
     };
     let cluster = Box::pin(start(&args, &data, &output)).await?;
     let clients = registration.map(|file| file.follow(cluster.coordinators(), life.stopping()));
-    let door = door.open(&args.door, cluster.coordinators(), &output);
+    let door = door.open(&args.door, tokens, cluster.coordinators(), &output)?;
     let server = match args.rpc_listen {
         None => None,
         Some(address) => {
             let listener = rpc::bind(address, "--rpc-listen").await?;
-            Some(RpcServer::start(listener, cluster.jobs_routes(), tls.as_ref()).await?)
+            // The gateway is in this process; whoever calls from outside has no business with the keys of tokens.
+            let callers = Callers::certified_or(tls.as_ref(), Callers::Operators);
+            Some(RpcServer::start(listener, cluster.jobs_routes(), callers).await?)
         }
     };
     let health = server.as_ref().map(RpcServer::health);

@@ -38,6 +38,24 @@ const MAX_CALLS: usize = 256;
 /// How long connections may take to end once the server is told to.
 const LAST_CALLS: Duration = Duration::from_secs(3);
 
+/// Whose calls a server answers.
+#[derive(Clone, Copy)]
+pub enum Callers<'a> {
+    /// Those of roles, by their certificates and [`guard::RULES`].
+    Certified(&'a RpcTls),
+    /// All of all: what the network lets through is trusted.
+    All,
+    /// Those that operators may make, of all.
+    Operators,
+}
+
+impl<'a> Callers<'a> {
+    /// With certificates where there are some, otherwise as told.
+    pub fn certified_or(tls: Option<&'a RpcTls>, otherwise: Callers<'a>) -> Callers<'a> {
+        tls.map_or(otherwise, Callers::Certified)
+    }
+}
+
 /// A running gRPC server.
 pub struct RpcServer {
     /// Where it listens.
@@ -48,12 +66,11 @@ pub struct RpcServer {
 }
 
 impl RpcServer {
-    /// Serves routes, the health service and reflection. With TLS every call is checked against
-    /// [`guard::RULES`].
+    /// Serves routes, the health service and reflection to these callers.
     pub async fn start(
         listener: TcpListener,
         routes: Routes,
-        tls: Option<&RpcTls>,
+        callers: Callers<'_>,
     ) -> anyhow::Result<RpcServer> {
         let address = listener.local_addr().context("cannot tell the address")?;
         let (health, health_service) = tonic_health::server::health_reporter();
@@ -65,9 +82,12 @@ impl RpcServer {
             .context("the compiled schema cannot be read")?;
         let routes = routes.add_service(health_service).add_service(reflection);
         let mut builder = server();
-        let routes = match tls {
-            None => routes,
-            Some(tls) => {
+        let routes = match callers {
+            Callers::All => routes,
+            Callers::Operators => {
+                Routes::from(routes.into_axum_router().layer(from_fn(guard::check_operator)))
+            }
+            Callers::Certified(tls) => {
                 let config = tls.server().timeout(HANDSHAKE);
                 builder = builder.tls_config(config).map_err(|error| {
                     anyhow!("the certificates of the --rpc-tls options cannot be used: {error}")
@@ -84,7 +104,7 @@ impl RpcServer {
                 tracing::error!(%error, "the gRPC server ended");
             }
         });
-        tracing::info!(%address, tls = tls.is_some(), "gRPC server");
+        tracing::info!(%address, tls = matches!(callers, Callers::Certified(_)), "gRPC server");
         Ok(RpcServer { address, health, server, stop })
     }
 

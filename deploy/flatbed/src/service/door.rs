@@ -1,23 +1,27 @@
 //! The HTTP door of `gateway` and `serve`: its options, what of them could never be right, and the running server.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
+use flatbed_gateway::auth::cluster::ClusterTrust;
+use flatbed_gateway::auth::jwks::JwksOptions;
+use flatbed_gateway::auth::tokens::SigningKey;
 use flatbed_gateway::trust_client::TrustClient;
-use flatbed_gateway::{Capabilities, Gateway, GatewayOptions, HostPolicy, Limits, Pace, PublicUrl};
+use flatbed_gateway::{Capabilities, Clock, Gateway, GatewayOptions, HostPolicy, Limits, Pace, PublicUrl};
 use flatbed_proto::reach::Coordinators;
 use flatbed_types::request::Dialect;
+use rustls::pki_types::PrivateKeyDer;
+use rustls::pki_types::pem::PemObject;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::Failure;
-use crate::clients;
-use crate::clients::file::ClientFile;
+use crate::clients::file::{self, ClientFile};
 use crate::clients::sync::{Follower, Following};
 use crate::options::listen_address;
 use crate::output::Output;
@@ -29,7 +33,7 @@ use crate::{edge, places, rpc};
 pub enum Auth {
     /// Anyone who reaches it.
     Open,
-    /// Clients of SMART Backend Services (not in this build yet).
+    /// Registered clients, by SMART Backend Services.
     Smart,
 }
 
@@ -124,6 +128,45 @@ pub struct DoorArgs {
     /// TOML file of registered clients: it seeds and updates the cluster's registry, and is read again when it changes.
     #[arg(long, value_name = "FILE")]
     pub clients: Option<PathBuf>,
+
+    /// Private key on P-256 that signs access tokens, in PEM (PKCS #8); repeatable: the first signs, all verify [default: keys
+    /// of the cluster's own, renewed daily].
+    #[arg(long = "token-key", value_name = "FILE")]
+    pub token_keys: Vec<PathBuf>,
+
+    /// Host of clients' JWKS URLs that may have an address that is not public; repeatable.
+    #[arg(long = "jwks-allow", value_name = "HOST")]
+    pub jwks_hosts: Vec<String>,
+
+    /// Certificates of authorities that JWKS URLs are trusted by besides the system's, in PEM.
+    #[arg(long, value_name = "FILE")]
+    pub jwks_ca: Option<PathBuf>,
+}
+
+/// What tokens are made and clients' keys are fetched with.
+pub struct TokenSettings {
+    keys: Vec<SigningKey>,
+    jwks: JwksOptions,
+}
+
+fn unreadable(option: &str, path: &Path, error: &std::io::Error) -> Failure {
+    Failure::usage(format!("{option} {}: cannot be read: {error}", path.display()))
+}
+
+/// Reads a key of `--token-key`. It is named by its public half, so that all gateways name it alike.
+fn token_key(path: &Path) -> Result<SigningKey, Failure> {
+    let pem = std::fs::read(path).map_err(|error| unreadable("--token-key", path, &error))?;
+    let key = match PrivateKeyDer::from_pem_slice(&pem) {
+        Ok(PrivateKeyDer::Pkcs8(key)) => SigningKey::from_pkcs8(key.secret_pkcs8_der()).ok(),
+        Ok(_) | Err(_) => None,
+    };
+    key.ok_or_else(|| {
+        Failure::usage(format!(
+            "--token-key {}: expected a private key on P-256 in PEM (PKCS #8), as \
+             `openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256` makes one",
+            path.display()
+        ))
+    })
 }
 
 /// A client file that was good when it was read, and is to be followed.
@@ -135,8 +178,7 @@ pub struct Registration {
 impl Registration {
     /// Brings the cluster's registry up to the file, now and whenever it changes, until told to stop.
     pub fn follow(self, coordinators: Coordinators, stop: CancellationToken) -> Arc<Following> {
-        let checks = clients::form_checks();
-        let follower = Follower::new(self.path, checks, TrustClient::new(coordinators));
+        let follower = Follower::new(self.path, TrustClient::new(coordinators));
         let state = follower.state();
         tokio::spawn(follower.run(self.file, stop));
         state
@@ -146,19 +188,69 @@ impl Registration {
 impl DoorArgs {
     /// What could never be right, before anything is touched.
     pub fn check(&self) -> Result<(), Failure> {
-        if self.auth == Auth::Smart {
-            return Err(Failure::usage(
-                "--auth smart (SMART Backend Services) is not in this build yet; use --auth open behind your own access control",
-            ));
+        match self.auth {
+            Auth::Smart => self.check_smart(),
+            Auth::Open => self.check_open(),
         }
+    }
+
+    fn check_open(&self) -> Result<(), Failure> {
         if !self.listen.ip().is_loopback() && !self.allow_open {
             return Err(Failure::usage(format!(
                 "--auth open on {} would give all patient data to anyone who reaches it; \
-                 listen on 127.0.0.1, or give --allow-open if something in front decides who may",
+                 give --auth smart, listen on 127.0.0.1, or give --allow-open if something in front decides who may",
+                self.listen
+            )));
+        }
+        let for_smart = [
+            ("--clients", self.clients.is_some()),
+            ("--token-key", !self.token_keys.is_empty()),
+            ("--jwks-allow", !self.jwks_hosts.is_empty()),
+            ("--jwks-ca", self.jwks_ca.is_some()),
+        ];
+        match for_smart.into_iter().find(|(_, given)| *given) {
+            // An operator who registers clients means to let in nobody else.
+            Some((option, _)) => Err(Failure::usage(format!(
+                "{option} is for --auth smart; --auth open asks nobody who they are"
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    fn check_smart(&self) -> Result<(), Failure> {
+        if self.allow_open {
+            return Err(Failure::usage(
+                "--allow-open is for --auth open; with --auth smart every client is asked for its token",
+            ));
+        }
+        let is_secret = self.tls.is_given()
+            || self.listen.ip().is_loopback()
+            || self.public_url.as_ref().is_some_and(|url| url.as_str().starts_with("https://"));
+        if !is_secret {
+            return Err(Failure::usage(format!(
+                "tokens and patient data would cross the network in the clear on {}; give --tls-cert and --tls-key, \
+                 or --public-url https://… if something in front speaks TLS",
                 self.listen
             )));
         }
         Ok(())
+    }
+
+    /// What gateways that ask for tokens need besides, if this is one.
+    ///
+    /// # Errors
+    /// As usage, when a file of it is not good.
+    pub fn tokens(&self) -> Result<Option<TokenSettings>, Failure> {
+        if self.auth == Auth::Open {
+            return Ok(None);
+        }
+        let keys = self.token_keys.iter().map(|path| token_key(path)).collect::<Result<_, _>>()?;
+        let authorities = match &self.jwks_ca {
+            None => Vec::new(),
+            Some(path) => vec![std::fs::read(path).map_err(|error| unreadable("--jwks-ca", path, &error))?],
+        };
+        let allow = self.jwks_hosts.iter().cloned().collect();
+        Ok(Some(TokenSettings { keys, jwks: JwksOptions { allow, authorities, ..JwksOptions::default() } }))
     }
 
     /// Reads the client file, if there is one.
@@ -167,8 +259,7 @@ impl DoorArgs {
     /// As usage, when it is not good: a process that starts with it would keep clients out.
     pub fn registration(&self) -> Result<Option<Registration>, Failure> {
         let Some(path) = &self.clients else { return Ok(None) };
-        let file = clients::file::read(path, clients::form_checks());
-        let file = file.map_err(|problem| Failure::usage(format!("--clients: {problem}")))?;
+        let file = file::read(path).map_err(|problem| Failure::usage(format!("--clients: {problem}")))?;
         Ok(Some(Registration { path: path.clone(), file }))
     }
 
@@ -215,7 +306,16 @@ pub struct BoundDoor {
 
 impl BoundDoor {
     /// Lets clients in.
-    pub fn open(self, args: &DoorArgs, coordinators: Coordinators, output: &Output) -> Door {
+    ///
+    /// # Errors
+    /// As usage, when the authorities of `--jwks-ca` cannot be used.
+    pub fn open(
+        self,
+        args: &DoorArgs,
+        tokens: Option<TokenSettings>,
+        coordinators: Coordinators,
+        output: &Output,
+    ) -> Result<Door, Failure> {
         let options = GatewayOptions {
             hosts: if args.allow_open { HostPolicy::Any } else { HostPolicy::LocalOrPublic },
             lenient_headers: args.lenient_headers,
@@ -225,13 +325,20 @@ impl BoundDoor {
             limits: args.limits(),
             ..GatewayOptions::new(self.public_url)
         };
-        let mut gateway = Gateway::new(coordinators, output.objects.clone(), options, Arc::new(places::now));
+        let clock: Clock = Arc::new(places::now);
+        let trust = TrustClient::new(coordinators.clone());
+        let mut gateway = Gateway::new(coordinators, output.objects.clone(), options, clock.clone());
+        if let Some(TokenSettings { keys, jwks }) = tokens {
+            let trust = Arc::new(ClusterTrust::new(trust, clock, keys));
+            let guarded = gateway.with_smart(trust, jwks);
+            gateway = guarded.map_err(|error| Failure::usage(format!("--jwks-ca: {error}")))?;
+        }
         if let (FileLinks::Redirect, Some(links)) = (args.file_links, &output.links) {
             gateway = gateway.with_links(links.clone());
         }
         let stop = CancellationToken::new();
         let server = edge::serve(self.listener, gateway.router(), self.tls, stop.clone());
-        Door { server, stop }
+        Ok(Door { server, stop })
     }
 }
 
@@ -274,7 +381,13 @@ mod tests {
         assert_eq!(checked(&["--listen", "[::1]:8080"]), Ok(()));
         assert!(checked(&["--listen", "0.0.0.0:8080"]).unwrap_err().contains("--allow-open"));
         assert_eq!(checked(&["--listen", "0.0.0.0:8080", "--allow-open"]), Ok(()));
-        assert!(checked(&["--auth", "smart"]).unwrap_err().contains("not in this build yet"));
+        assert_eq!(checked(&["--auth", "smart"]), Ok(()));
+        assert!(checked(&["--auth", "smart", "--allow-open"]).unwrap_err().contains("--auth open"));
+        assert!(checked(&["--clients", "c.toml"]).unwrap_err().contains("--auth smart"));
+        let smart = ["--auth", "smart", "--listen", "0.0.0.0:443"];
+        assert!(checked(&smart).unwrap_err().contains("--tls-cert"));
+        assert_eq!(checked(&[&smart[..], &["--public-url", "https://a.example"]].concat()), Ok(()));
+        assert_eq!(checked(&[&smart[..], &["--tls-cert", "a", "--tls-key", "b"]].concat()), Ok(()));
         assert_eq!(checked(&["--listen", "localhost:8080", "--public-url", "https://ehr.example/a"]), Ok(()));
         assert!(checked(&["--public-url", "https://ehr.example/{a}"]).unwrap_err().contains("its path"));
         assert_eq!(checked(&["--file-links", "off"]), Ok(()));

@@ -41,7 +41,7 @@ pub struct ServeProbe {
 impl Probe for ServeProbe {
     async fn ready(&self) -> Result<(), String> {
         match self.jobs.source().await {
-            Ok(source) if source.ready => Ok(()),
+            Ok(source) if source.ready => client_file_is_in(self.clients.as_deref()),
             Ok(_) => Err("the worker is not ready: it may be preparing the source".to_owned()),
             Err(error) => Err(format!("the coordinator does not answer: {error}")),
         }
@@ -73,7 +73,7 @@ pub struct GatewayProbe {
 impl Probe for GatewayProbe {
     async fn ready(&self) -> Result<(), String> {
         let (coordinator, store) = tokio::join!(serving(&self.coordinators), answers(self.objects.as_ref()));
-        coordinator.and(store)
+        coordinator.and(store).and_then(|()| client_file_is_in(self.clients.as_deref()))
     }
 
     async fn metrics(&self, page: &mut MetricsPage) {
@@ -81,6 +81,16 @@ impl Probe for GatewayProbe {
         ready_metric(page, self.ready().await.is_ok());
         known_coordinators(page, &self.coordinators);
         client_file(page, self.clients.as_deref());
+    }
+}
+
+/// Before what the client file says is in the registry, clients of it would be told that there are none.
+fn client_file_is_in(following: Option<&Following>) -> Result<(), String> {
+    match following {
+        Some(following) if following.applied.load(Ordering::Relaxed) == 0 => {
+            Err("the client file is not in the registry of clients yet".to_owned())
+        }
+        Some(_) | None => Ok(()),
     }
 }
 

@@ -185,7 +185,7 @@ async fn au_83_without_types_an_export_is_narrowed_to_the_scope() {
 #[tokio::test]
 async fn sec_08_sec_09_groups() {
     let smart = Smart::new().await;
-    smart.change("app", |app| app.groups = Groups::Only([id("g1")].into()));
+    smart.change("app", |app| app.groups = GroupGrant::Listed([id("g1")].into()));
     let token = smart.token("system/*.rs").await;
     assert_eq!(smart.ask("GET", "/fhir/Group/g1/$export", &token).await.status, 202);
     let other = smart.ask("GET", "/fhir/Group/g2/$export", &token).await;
@@ -205,7 +205,7 @@ async fn sec_08_sec_09_groups() {
     // A Group that is taken from the client takes the files with it.
     add_job(&smart, 5, "app", ExportRequest::everything(Level::Group(id("g1")))).await;
     until(&smart, &status_path(5), &token, 200).await;
-    smart.change("app", |app| app.groups = Groups::Only(BTreeSet::new()));
+    smart.change("app", |app| app.groups = GroupGrant::Listed(BTreeSet::new()));
     until(&smart, &status_path(5), &token, 403).await;
 }
 
@@ -234,8 +234,8 @@ async fn au_91_groups_by_criteria() {
     let texts = send(&narrow, &group).await.refused(403, "forbidden");
     assert!(texts[0].contains("Patient"), "members tell what the resources say: {texts:?}");
     smart.change("app", |app| {
-        app.levels = Levels { group: true, ..Levels::default() };
-        app.groups = Groups::Only([id("g1")].into());
+        app.levels = LevelGrant { group: true, ..LevelGrant::default() };
+        app.groups = GroupGrant::Listed([id("g1")].into());
     });
     let limited = smart.token("system/*.rs system/Group.cud").await;
     let texts = send(&limited, &group).await.refused(403, "forbidden");
@@ -250,7 +250,7 @@ async fn levels_are_those_of_the_registration() {
     let smart = Smart::new().await;
     let paths = ["/fhir/$export", "/fhir/Patient/$export", "/fhir/Group/g/$export"];
     for allowed in 0..3 {
-        let levels = Levels { system: allowed == 0, patient: allowed == 1, group: allowed == 2 };
+        let levels = LevelGrant { system: allowed == 0, patient: allowed == 1, group: allowed == 2 };
         smart.change("app", |app| app.levels = levels);
         let token = smart.token("system/*.rs").await;
         for (level, path) in paths.iter().enumerate() {

@@ -166,10 +166,11 @@ async fn sec_06_au_81_to_87_what_is_allowed_is_what_the_oracle_allows() {
         let groups = facts.groups.as_ref();
         smart.change(&facts.id, |client| {
             client.scopes = facts.scopes.join(" ");
-            client.groups = groups
-                .map_or(Groups::All, |ids| Groups::Only(ids.iter().map(|id| id.parse().unwrap()).collect()));
+            client.groups = groups.map_or(GroupGrant::All, |ids| {
+                GroupGrant::Listed(ids.iter().map(|id| id.parse().unwrap()).collect())
+            });
             let [system, patient, group] = facts.levels;
-            client.levels = Levels { system, patient, group };
+            client.levels = LevelGrant { system, patient, group };
         });
         let assertion = smart.assertion(|_, claims| {
             claims["iss"] = json!(facts.id);

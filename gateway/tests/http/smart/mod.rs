@@ -22,10 +22,9 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use flatbed_gateway::Gateway;
 use flatbed_gateway::auth::jwks::JwksOptions;
 use flatbed_gateway::auth::tokens::SigningKey;
-use flatbed_gateway::auth::trust::{
-    Client, ClientKeys, Groups, JtiUse, Levels, Standing, Trust, TrustUnavailable,
-};
+use flatbed_gateway::auth::trust::{JtiUse, Standing, Trust, TrustUnavailable};
 use flatbed_proto::reach::Coordinators;
+use flatbed_types::trust::{ClientKeys, ClientOrigin, ClientRecord, GroupGrant, LevelGrant};
 use flatbed_types::{ClientId, Instant};
 use object_store::ObjectStore;
 use object_store::memory::InMemory;
@@ -37,7 +36,7 @@ pub const TOKEN_URL: &str = "https://example.org/auth/token";
 
 #[derive(Default)]
 pub struct Known {
-    pub clients: BTreeMap<ClientId, Client>,
+    pub clients: BTreeMap<ClientId, ClientRecord>,
     pub used: BTreeSet<(ClientId, [u8; 32])>,
     pub revoked: BTreeSet<String>,
     pub keys: Vec<SigningKey>,
@@ -58,7 +57,7 @@ impl FakeTrust {
 
 #[async_trait]
 impl Trust for FakeTrust {
-    async fn client(&self, id: &ClientId) -> Result<Option<Arc<Client>>, TrustUnavailable> {
+    async fn client(&self, id: &ClientId) -> Result<Option<Arc<ClientRecord>>, TrustUnavailable> {
         Ok(self.asked()?.clients.get(id).cloned().map(Arc::new))
     }
 
@@ -160,18 +159,14 @@ pub fn jwks(keys: &[Value]) -> Vec<u8> {
 }
 
 /// A client with every right.
-pub fn client(id: &str, keys: ClientKeys) -> Client {
-    Client {
-        id: id.parse().unwrap(),
-        name: id.to_owned(),
+pub fn client(id: &str, keys: ClientKeys) -> ClientRecord {
+    ClientRecord {
+        version: 1,
         keys,
         scopes: "system/*.cruds".to_owned(),
-        groups: Groups::All,
-        levels: Levels { system: true, patient: true, group: true },
-        max_jobs: None,
-        disabled: false,
-        allow_repeated_jti: false,
-        version: 1,
+        groups: GroupGrant::All,
+        levels: LevelGrant { system: true, patient: true, group: true },
+        ..ClientRecord::new(id.parse().unwrap(), ClientOrigin::Operator)
     }
 }
 
@@ -221,14 +216,14 @@ impl Smart {
     }
 
     /// Changes what is known of a client.
-    pub fn change(&self, id: &str, change: impl FnOnce(&mut Client)) {
+    pub fn change(&self, id: &str, change: impl FnOnce(&mut ClientRecord)) {
         let mut known = self.trust.0.lock().unwrap();
         let client = known.clients.get_mut(&id.parse().unwrap()).unwrap();
         change(client);
         client.version += 1;
     }
 
-    pub fn add(&self, client: Client) {
+    pub fn add(&self, client: ClientRecord) {
         self.trust.0.lock().unwrap().clients.insert(client.id.clone(), client);
     }
 
