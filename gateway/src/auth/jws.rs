@@ -1,15 +1,16 @@
 //! Signatures of JWTs: the compact form of a JWS (RFC 7515) with three algorithms, and nothing more.
 //!
-//! Knows no claims. Invariants: a key carries the one algorithm that it is used with, so what a header says of `alg` chooses
+//! The cryptography is that of `jsonwebtoken` over aws-lc-rs; its checks of claims are not used, since those of assertions
+//! and tokens are stricter. Knows no claims. Invariants: a key carries the one algorithm that it is used with, so what a header says of `alg` chooses
 //! among keys and never how a key is used; `none` and MACs do not exist here; a header with `crit` is refused, since nothing
 //! critical is understood.
 
 use std::fmt;
 
-use aws_lc_rs::rand::SystemRandom;
-use aws_lc_rs::signature::{self, EcdsaKeyPair, KeyPair, UnparsedPublicKey};
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jsonwebtoken::{DecodingKey, EncodingKey};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +35,14 @@ impl Algorithm {
             Algorithm::Rs384 => "RS384",
             Algorithm::Es384 => "ES384",
             Algorithm::Es256 => "ES256",
+        }
+    }
+
+    fn known(self) -> jsonwebtoken::Algorithm {
+        match self {
+            Algorithm::Rs384 => jsonwebtoken::Algorithm::RS384,
+            Algorithm::Es384 => jsonwebtoken::Algorithm::ES384,
+            Algorithm::Es256 => jsonwebtoken::Algorithm::ES256,
         }
     }
 }
@@ -70,24 +79,22 @@ impl PublicKey {
         }
     }
 
-    fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
-        let verified =
-            match self {
-                PublicKey::Rsa { n, e } => {
-                    let key = signature::RsaPublicKeyComponents { n: n.as_slice(), e: e.as_slice() };
-                    key.verify(&signature::RSA_PKCS1_2048_8192_SHA384, message, signature)
-                }
-                PublicKey::P384(point) => UnparsedPublicKey::new(&signature::ECDSA_P384_SHA384_FIXED, point)
-                    .verify(message, signature),
-                PublicKey::P256(point) => UnparsedPublicKey::new(&signature::ECDSA_P256_SHA256_FIXED, point)
-                    .verify(message, signature),
-            };
-        verified.is_ok()
+    fn verifies(&self, message: &str, signature: &str) -> bool {
+        let key = match self {
+            PublicKey::Rsa { n, e } => DecodingKey::from_rsa_raw_components(n, e),
+            PublicKey::P384(point) | PublicKey::P256(point) => DecodingKey::from_ec_der(point),
+        };
+        let algorithm = self.algorithm().known();
+        matches!(jsonwebtoken::crypto::verify(signature, message.as_bytes(), &key, algorithm), Ok(true))
     }
 }
 
 /// A pair of keys on P-256, which signs.
-pub struct SigningPair(EcdsaKeyPair);
+pub struct SigningPair {
+    private: EncodingKey,
+    /// An uncompressed point.
+    public: Vec<u8>,
+}
 
 /// A private key that is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -97,13 +104,14 @@ pub struct InvalidPrivateKey;
 impl SigningPair {
     /// From the private key in PKCS #8, DER.
     pub fn from_pkcs8(der: &[u8]) -> Result<SigningPair, InvalidPrivateKey> {
-        let read = EcdsaKeyPair::from_pkcs8(&signature::ECDSA_P256_SHA256_FIXED_SIGNING, der);
-        read.map(SigningPair).map_err(|_| InvalidPrivateKey)
+        let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, der);
+        let public = pair.map_err(|_| InvalidPrivateKey)?.public_key().as_ref().to_vec();
+        Ok(SigningPair { private: EncodingKey::from_ec_der(der), public })
     }
 
     /// What verifies its signatures.
     pub fn public(&self) -> PublicKey {
-        PublicKey::P256(self.0.public_key().as_ref().to_vec())
+        PublicKey::P256(self.public.clone())
     }
 }
 
@@ -145,7 +153,7 @@ pub struct Unverified<'a> {
     pub header: Header,
     signed: &'a str,
     payload: Vec<u8>,
-    signature: Vec<u8>,
+    signature: &'a str,
 }
 
 impl<'a> Unverified<'a> {
@@ -162,7 +170,9 @@ impl<'a> Unverified<'a> {
         if header.crit.is_some() {
             return Err(Unreadable::Critical);
         }
-        Ok(Unverified { header, signed, payload: bytes(payload)?, signature: bytes(signature)? })
+        // What is no base64 could be no signature.
+        bytes(signature)?;
+        Ok(Unverified { header, signed, payload: bytes(payload)?, signature })
     }
 
     /// What it claims, believed or not.
@@ -172,38 +182,29 @@ impl<'a> Unverified<'a> {
 
     /// Whether this key made it, with the algorithm that the header names.
     pub fn is_signed_by(&self, key: &PublicKey) -> bool {
-        self.header.alg == key.algorithm().name() && key.verifies(self.signed.as_bytes(), &self.signature)
+        self.header.alg == key.algorithm().name() && key.verifies(self.signed, self.signature)
     }
-}
-
-#[derive(Serialize)]
-struct OwnHeader<'a> {
-    alg: &'static str,
-    typ: &'a str,
-    kid: &'a str,
 }
 
 /// Signs claims; `None` where that cannot be done, which a key that was read does not do.
 pub fn sign<T: Serialize>(pair: &SigningPair, kid: &str, typ: &str, claims: &T) -> Option<String> {
-    let header = serde_json::to_vec(&OwnHeader { alg: Algorithm::Es256.name(), typ, kid }).ok()?;
-    let claims = serde_json::to_vec(claims).ok()?;
-    let mut text = URL_SAFE_NO_PAD.encode(header);
-    text.push('.');
-    URL_SAFE_NO_PAD.encode_string(claims, &mut text);
-    let signature = pair.0.sign(&SystemRandom::new(), text.as_bytes()).ok()?;
-    text.push('.');
-    URL_SAFE_NO_PAD.encode_string(signature, &mut text);
-    Some(text)
+    let mut header = jsonwebtoken::Header::new(Algorithm::Es256.known());
+    header.typ = Some(typ.to_owned());
+    header.kid = Some(kid.to_owned());
+    jsonwebtoken::encode(&header, claims, &pair.private).ok()
 }
 
 #[cfg(test)]
 mod tests {
+    use aws_lc_rs::rand::SystemRandom;
     use proptest::prelude::*;
 
     use super::*;
 
     fn pair() -> SigningPair {
-        SigningPair(EcdsaKeyPair::generate(&signature::ECDSA_P256_SHA256_FIXED_SIGNING).unwrap())
+        let key =
+            EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &SystemRandom::new()).unwrap();
+        SigningPair::from_pkcs8(key.as_ref()).unwrap()
     }
 
     #[test]
@@ -245,7 +246,7 @@ mod tests {
             if let Ok(read) = Unverified::read(&good) {
                 let rsa = PublicKey::Rsa { n: key.clone(), e: vec![1, 0, 1] };
                 for public in [PublicKey::P256(key.clone()), PublicKey::P384(key.clone()), rsa] {
-                    prop_assert!(!read.is_signed_by(&public) && !public.verifies(b"a", &key));
+                    prop_assert!(!read.is_signed_by(&public) && !public.verifies("a", &URL_SAFE_NO_PAD.encode(&key)));
                 }
             }
         }

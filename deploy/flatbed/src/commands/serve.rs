@@ -20,7 +20,7 @@ use crate::output::Output;
 use crate::places::{self, Claim, DataFolder};
 use crate::rpc::guard::Role;
 use crate::rpc::{self, Callers, RpcArgs, RpcServer};
-use crate::service::door::DoorArgs;
+use crate::service::door::{Auth, DoorArgs};
 use crate::service::probes::ServeProbe;
 use crate::service::settings::JobArgs;
 use crate::service::{AdminArgs, Life, open_output, open_own_folder};
@@ -104,7 +104,7 @@ pub async fn run(args: ServeArgs) -> Result<(), Failure> {
     };
     let health = server.as_ref().map(RpcServer::health);
     life.show(&args.admin, Arc::new(ServeProbe { jobs: cluster.jobs(), clients }), health).await?;
-    note(welcome(public_url.as_str(), &data_dir.display().to_string()));
+    note(welcome(args.door.auth, public_url.as_str(), &data_dir.display().to_string()));
 
     life.until_told().await;
     life.finish(async move {
@@ -149,12 +149,17 @@ async fn start(args: &ServeArgs, data: &DataFolder, output: &Output) -> Result<E
     Ok(Embedded::start(options).await?)
 }
 
-fn welcome(public_url: &str, data_dir: &str) -> String {
-    format!(
-        "FHIR base    {public_url}/fhir
-data folder  {data_dir}
+fn welcome(auth: Auth, public_url: &str, data_dir: &str) -> String {
+    let how = match auth {
+        Auth::Open => open_lines(public_url),
+        Auth::Smart => smart_lines(public_url),
+    };
+    format!("FHIR base    {public_url}/fhir\ndata folder  {data_dir}\n\n{how}")
+}
 
-start an export (its status URL is in Content-Location):
+fn open_lines(public_url: &str) -> String {
+    format!(
+        "start an export (its status URL is in Content-Location):
   curl -si -H 'Accept: application/fhir+json' -H 'Prefer: respond-async' '{public_url}/fhir/$export'
 ask how far it is, until the answer is 200 and the manifest:
   curl -si STATUS_URL
@@ -162,6 +167,18 @@ fetch a file that the manifest lists:
   curl -s --compressed -o Patient.ndjson FILE_URL
 or all of this at once:
   flatbed pull {public_url}/fhir --out ./out
+"
+    )
+}
+
+fn smart_lines(public_url: &str) -> String {
+    format!(
+        "make the keys of a client (it shows its entry for the file of --clients):
+  flatbed keys new --client-id my-client --out my-client.key.json > my-client.jwks.json
+export as that client:
+  flatbed pull {public_url}/fhir --client-id my-client --key my-client.key.json --out ./out
+other clients find out by themselves where tokens are:
+  curl -s {public_url}/fhir/.well-known/smart-configuration
 "
     )
 }

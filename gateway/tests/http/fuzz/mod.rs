@@ -6,7 +6,7 @@
 //! (`tests/fuzz` sets both).
 
 mod requests;
-mod sequence;
+pub mod sequence;
 mod words;
 
 use std::fmt;
@@ -37,7 +37,7 @@ const REMEMBERED: usize = 64;
 static PANICS: AtomicUsize = AtomicUsize::new(0);
 
 /// Counts panics, also those that a layer catches.
-fn count_panics() {
+pub fn count_panics() {
     let before = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
         // The checks here panic as well when they find something, which is no panic of the gateway.
@@ -46,6 +46,16 @@ fn count_panics() {
         }
         before(info);
     }));
+}
+
+/// How long each kind of request is tried.
+pub fn seconds_of_each_kind() -> u64 {
+    std::env::var("FLATBED_FUZZ_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(SECONDS)
+}
+
+/// That nothing has panicked yet, wherever it was caught.
+pub fn no_panics(place: impl fmt::Display) {
+    assert_eq!(PANICS.load(Ordering::SeqCst), 0, "a panic: {place}");
 }
 
 /// What became of the requests.
@@ -79,8 +89,7 @@ async fn world() -> World {
 /// Sends requests of a kind until the time is up, and holds each answer to what every answer must be.
 async fn try_out(name: &str, draw: impl Fn(&mut Sequence) -> Draft) -> Tally {
     count_panics();
-    let seconds = std::env::var("FLATBED_FUZZ_SECONDS").ok().and_then(|text| text.parse().ok());
-    let until = Instant::now() + Duration::from_secs(seconds.unwrap_or(SECONDS));
+    let until = Instant::now() + Duration::from_secs(seconds_of_each_kind());
     let seed = sequence::seed(name);
     let world = world().await;
     let mut tally = Tally::default();
@@ -97,7 +106,7 @@ async fn try_out(name: &str, draw: impl Fn(&mut Sequence) -> Draft) -> Tally {
         let (method, began) = (request.method().clone(), Instant::now());
         let answer = world.send(request).await;
         assert!(began.elapsed() < PATIENCE, "{:?}: {place}", began.elapsed());
-        assert_eq!(PANICS.load(Ordering::SeqCst), 0, "a panic: {place}");
+        no_panics(&place);
         check(&answer, &method, &place);
         tally.sent += 1;
         tally.accepted += u64::from(answer.status.is_success());

@@ -216,6 +216,32 @@ async fn au_65_a_server_that_never_answers_holds_nobody_up() {
     assert_eq!(server.arrived(), 1);
 }
 
+/// A name that leads elsewhere each time that it is asked for: first to an address that is public and that nobody has
+/// (the former 6bone), then inside.
+#[derive(Default)]
+struct Rebinding(AtomicUsize);
+
+#[async_trait]
+impl flatbed_gateway::auth::jwks::Names for Rebinding {
+    async fn addresses(&self, _: &str) -> std::io::Result<Vec<IpAddr>> {
+        let inside = self.0.fetch_add(1, Ordering::Relaxed) > 0;
+        Ok(vec![if inside { "127.0.0.1" } else { "3ffe::1" }.parse().unwrap()])
+    }
+}
+
+#[tokio::test]
+async fn au_26_sec_11_a_name_is_asked_for_once_and_what_was_checked_is_what_is_connected_to() {
+    let server = KeyServer::new("keys.example").await;
+    let names = Arc::new(Rebinding::default());
+    let options = JwksOptions { names: Arc::clone(&names) as _, ..jwks_options(&server, &[], &[]) };
+    let smart = Smart::with(options).await;
+    server.say("200 OK", "", &jwks(&[smart.key.jwk("k")]));
+    let url = format!("https://keys.example:{}/", server.port);
+    smart.change("app", |app| app.keys = ClientKeys::Url(url));
+    assert_eq!(status(&smart).await, 401);
+    assert_eq!((names.0.load(Ordering::Relaxed), server.arrived()), (1, 0));
+}
+
 /// Where somebody could want a gateway to go. That the same server is reached where it is allowed is shown above.
 #[tokio::test]
 async fn au_26_sec_11_no_connection_leaves_for_what_is_not_public() {

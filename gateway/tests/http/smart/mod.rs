@@ -2,6 +2,7 @@
 //! between them.
 
 mod access;
+mod fuzz;
 mod jwks;
 mod matrix;
 mod token;
