@@ -214,7 +214,9 @@ fn s3(address: &Address, variables: impl Iterator<Item = (String, String)>) -> a
         None if value(UnsignedPayload).is_none() => builder = builder.with_unsigned_payload(true),
         None => {}
     }
-    let signs = !value(SkipSignature).is_some_and(is_true);
+    // Whoever follows a link would have to send the customer's key with it.
+    let needs_key = value("aws_server_side_encryption".parse()?) == Some("sse-c");
+    let signs = !needs_key && !value(SkipSignature).is_some_and(is_true);
     let store = builder.build().with_context(|| format!("--output {uri}"))?;
     Ok(address.output(store, signs, Place::S3))
 }
@@ -308,6 +310,38 @@ mod tests {
         assert!(error.contains("AZURE_STORAGE_ACCOUNT_NAME"), "{error}");
     }
 
+    #[tokio::test]
+    async fn the_stores_own_encryption_is_asked_for_with_each_object() {
+        use object_store::ObjectStoreExt;
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let put = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let (mut seen, mut part) = (Vec::new(), [0; 4_096]);
+            while !seen.windows(4).any(|end| end == b"\r\n\r\n") {
+                let count = stream.read(&mut part).await.unwrap();
+                seen.extend_from_slice(&part[..count]);
+            }
+            let answer = b"HTTP/1.1 200 OK\r\netag: \"a\"\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+            stream.write_all(answer).await.unwrap();
+            String::from_utf8_lossy(&seen).to_ascii_lowercase()
+        });
+        let kms = [("AWS_SERVER_SIDE_ENCRYPTION", "aws:kms"), ("AWS_SSE_KMS_KEY_ID", "key-17")];
+        let output =
+            opened("s3://bucket", &with(&[&[("AWS_ENDPOINT", &*endpoint)], &kms[..]].concat())).unwrap();
+        output.objects.put(&Key::from("x"), "y".into()).await.unwrap();
+        let seen = put.await.unwrap();
+        assert!(seen.contains("\r\nx-amz-server-side-encryption: aws:kms\r\n"), "{seen}");
+        assert!(seen.contains("\r\nx-amz-server-side-encryption-aws-kms-key-id: key-17\r\n"), "{seen}");
+        assert!(output.links.is_some());
+
+        let key = ("AWS_SSE_CUSTOMER_KEY_BASE64", "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=");
+        let customer = with(&[("AWS_SERVER_SIDE_ENCRYPTION", "sse-c"), key]);
+        assert!(opened("s3://bucket", &customer).unwrap().links.is_none(), "a link does not carry the key");
+    }
+
     #[test]
     fn data_travels_unencrypted_only_where_that_was_asked_for() {
         let far = ("AWS_ENDPOINT", "http://minio:9000");
@@ -329,6 +363,10 @@ mod tests {
         assert!(half.contains("AWS_SECRET_ACCESS_KEY") && !half.contains("AKIAKNOWN"), "{half}");
         let half = opened("s3://bucket", &[KEYS[1]]).unwrap_err();
         assert!(half.contains("AWS_ACCESS_KEY_ID") && !half.contains("s3cr3t"), "{half}");
+        let sse = ("AWS_SERVER_SIDE_ENCRYPTION", "sse-c");
+        let key = ("AWS_SSE_CUSTOMER_KEY_BASE64", "s3cr3t\n!");
+        let amazon = opened("s3://bucket/x", &[sse, key]).unwrap_err();
+        assert!(!amazon.contains("s3cr3t"), "{amazon}");
         let key = ("GOOGLE_SERVICE_ACCOUNT_KEY", "{\"private_key\": s3cr3t}");
         let google = opened("gs://bucket/x", &[key]).unwrap_err();
         assert!(google.contains("GOOGLE_SERVICE_ACCOUNT") && !google.contains("s3cr3t"), "{google}");

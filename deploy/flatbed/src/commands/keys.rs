@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
+use flatbed_gateway::trust_client::TrustClient;
 use flatbed_types::ClientId;
 use serde_json::json;
 
@@ -12,7 +13,9 @@ use crate::cli::Failure;
 use crate::display::{data, note};
 use crate::folder;
 use crate::jwk::{self, Algorithm};
-use crate::options::{Format, absolute};
+use crate::options::{CoordinatorsArgs, Format, absolute};
+use crate::rpc::RpcArgs;
+use crate::rpc::guard::Role;
 use crate::rpc::tls::make_authority;
 
 /// Options of `flatbed keys`.
@@ -49,6 +52,19 @@ enum What {
         #[arg(long, value_name = "FORMAT", default_value_t = Format::Text)]
         format: Format,
     },
+    /// Replace the keys that sign access tokens, at once: every token that is out becomes void, and clients get new ones. For
+    /// when a key may be known to others; without it the cluster changes its keys daily, and nobody notices.
+    Rotate {
+        /// Form of the data on standard output: text or json.
+        #[arg(long, value_name = "FORMAT", default_value_t = Format::Text)]
+        format: Format,
+
+        #[command(flatten)]
+        coordinators: CoordinatorsArgs,
+
+        #[command(flatten)]
+        rpc: RpcArgs,
+    },
 }
 
 /// Runs the command.
@@ -56,6 +72,18 @@ pub async fn run(args: KeysArgs) -> Result<(), Failure> {
     match args.what {
         What::Rpc { out } => rpc(&absolute(&out)?),
         What::New { client_id, out, alg, format } => new(&client_id, &absolute(&out)?, alg, format),
+        What::Rotate { format, coordinators, rpc } => {
+            let dialer = rpc.dialer(&[Role::Operator])?;
+            let trust = TrustClient::new(dialer.coordinators(&coordinators.urls)?);
+            let kid = trust.rotate_signing_keys().await.map_err(anyhow::Error::new)?;
+            match format {
+                Format::Json => data(json!({ "kid": kid }))?,
+                Format::Text => note(format_args!(
+                    "tokens are signed by key {kid} from now on; all others are void within 30 seconds"
+                )),
+            }
+            Ok(())
+        }
     }
 }
 
