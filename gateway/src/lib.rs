@@ -31,7 +31,8 @@ pub use hosts::{HostPolicy, InvalidPublicUrl, PublicUrl};
 pub use kickoff::Capabilities;
 pub use limits::{Limits, Pace};
 
-use auth::jwks::{InvalidAuthorities, JwksOptions};
+use auth::external::ExternalIssuer;
+use auth::jwks::{InvalidAuthorities, JwksOptions, check_url};
 use auth::smart::Smart;
 use auth::trust::Trust;
 use flatbed_proto::reach::Coordinators;
@@ -140,6 +141,30 @@ impl Gateway {
         let introspect = Some(format!("{}/auth/introspect", self.options.public_url));
         self.options.tokens = Some(TokenEndpoints { token, register: None, introspect });
         Ok(self)
+    }
+
+    /// The same with tokens of another server in place of our own: what clients may is registered here, how they get their
+    /// tokens is between them and that server. The host of its keys may have an address that is not public.
+    ///
+    /// # Errors
+    /// A certificate of the authorities in `jwks` cannot be read.
+    pub fn with_external_issuer(
+        self,
+        trust: Arc<dyn Trust>,
+        mut jwks: JwksOptions,
+        server: ExternalIssuer,
+    ) -> Result<Self, InvalidAuthorities> {
+        let mut gateway = self.with_smart(trust, jwks.clone())?;
+        if let Ok(url) = check_url(&server.jwks_url) {
+            jwks.allow.extend(url.host_str().map(str::to_owned));
+        }
+        let token = server.token_url.clone();
+        let smart = gateway.smart.take().map(|smart| smart.with_external(server, jwks)).transpose()?;
+        gateway.smart = smart;
+        if let Some(endpoints) = &mut gateway.options.tokens {
+            endpoints.token = token;
+        }
+        Ok(gateway)
     }
 
     /// The HTTP routes.

@@ -78,13 +78,15 @@ fn read(about: &str, media_type: &str) -> Value {
     })
 }
 
-/// Adds what is served where tokens are needed only.
-pub(crate) fn add_tokens(description: &mut Value) {
+/// Adds what is served where tokens are needed only, and where they are made.
+pub(crate) fn add_tokens(description: &mut Value, makes_tokens: bool) {
     let discovery = "Where clients get tokens (SMART Backend Services)";
     let token = ["grant_type", "scope", "client_assertion_type", "client_assertion"];
     let paths = &mut description["paths"];
     paths["/fhir/.well-known/smart-configuration"] = json!({ "get": read(discovery, "application/json") });
-    paths["/auth/token"] = oauth("Get an access token", &token);
+    if makes_tokens {
+        paths["/auth/token"] = oauth("Get an access token", &token);
+    }
     paths["/auth/introspect"] =
         oauth("What a token of one's own grants, and whether it still does", &["token"]);
     paths["/auth/revoke"] = oauth("Revoke a token", &["token"]);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use flatbed::clients::file::{self, ClientFile};
+use flatbed::clients::file::{self, ClientFile, KeysNeeded};
 use flatbed::clients::sync::{self, Follower};
 use flatbed::embedded::{Embedded, EmbeddedOptions};
 use flatbed::places;
@@ -57,7 +57,7 @@ fn file_of(folder: &Path, clients: &[(&str, &str)]) -> ClientFile {
     };
     let path = folder.join("clients.toml");
     std::fs::write(&path, clients.iter().map(entry).collect::<String>()).unwrap();
-    file::read(&path).unwrap()
+    file::read(&path, KeysNeeded::Yes).unwrap()
 }
 
 #[tokio::test]
@@ -104,7 +104,7 @@ async fn a_file_that_changes_is_read_again_and_a_bad_one_changes_nothing() {
     let trust = TrustClient::new(cluster.coordinators());
     let (path, stop) = (folder.path().join("clients.toml"), CancellationToken::new());
     let first = file_of(folder.path(), &[("a", "one")]);
-    let follower = Follower::new(path.clone(), trust.clone());
+    let follower = Follower::new(path.clone(), KeysNeeded::Yes, trust.clone());
     let state = follower.state();
     let following = tokio::spawn(follower.run(first, stop.clone()));
     until(&trust, "a", |known| known.is_some()).await;

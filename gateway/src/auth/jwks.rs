@@ -54,6 +54,7 @@ impl Names for SystemNames {
 }
 
 /// What differs between networks.
+#[derive(Clone)]
 pub struct JwksOptions {
     /// Hosts that may have addresses that are not public (`--jwks-allow`), as they stand in URLs: of tests and closed networks.
     pub allow: BTreeSet<String>,
@@ -137,19 +138,19 @@ impl Resolve for PublicOnly {
 }
 
 /// Fetches sets.
-struct Fetcher {
+pub(super) struct Fetcher {
     http: reqwest::Client,
     allow: Arc<BTreeSet<String>>,
 }
 
-/// A set, and how long it may be kept.
-struct Fetched {
-    keys: KeySet,
-    keep: Duration,
+/// A set as it came, and how long it may be kept.
+pub(super) struct Fetched {
+    pub body: Vec<u8>,
+    pub keep: Duration,
 }
 
 impl Fetcher {
-    fn new(options: JwksOptions) -> Result<Fetcher, InvalidAuthorities> {
+    pub fn new(options: JwksOptions) -> Result<Fetcher, InvalidAuthorities> {
         let allow = Arc::new(options.allow);
         let mut authorities = Vec::new();
         for pem in &options.authorities {
@@ -176,7 +177,7 @@ impl Fetcher {
         Ok(Fetcher { http, allow })
     }
 
-    async fn fetch(&self, text: &str) -> Result<Fetched, FetchError> {
+    pub async fn fetch(&self, text: &str) -> Result<Fetched, FetchError> {
         let url = check_url(text)?;
         self.check_literal(&url)?;
         let request = self.http.get(url).header(header::ACCEPT, HeaderValue::from_static("application/json"));
@@ -192,7 +193,7 @@ impl Fetcher {
             }
             body.extend_from_slice(&chunk);
         }
-        Ok(Fetched { keys: KeySet::read(&body)?, keep })
+        Ok(Fetched { body, keep })
     }
 
     /// Addresses that stand in the URL are not resolved, so they are checked here.
@@ -308,21 +309,22 @@ impl Jwks {
         let fetched = self.fetcher.fetch(url).await;
         let now = Instant::now();
         entry.patient_until = Some(now + PATIENCE);
-        let fetched = match fetched {
-            Ok(fetched) => fetched,
+        let read = fetched.and_then(|Fetched { body, keep }| Ok((KeySet::read(&body)?, keep)));
+        let (keys, keep) = match read {
+            Ok(read) => read,
             Err(error) => {
                 tracing::warn!(%client, %error, "the keys of a client cannot be had");
                 // What may still be used is not given up because somebody asked for a key that is not there.
                 return entry.keys.clone().filter(|_| fresh).ok_or(error);
             }
         };
-        let is_there = fetched.keys.find(kid, algorithm) != Err(NoKey::Unknown);
-        if is_there || fetched.keep.is_zero() {
+        let is_there = keys.find(kid, algorithm) != Err(NoKey::Unknown);
+        if is_there || keep.is_zero() {
             entry.patient_until = None;
         }
-        entry.until = Some(now + fetched.keep);
-        entry.keys = (!fetched.keep.is_zero()).then(|| fetched.keys.clone());
-        Ok(fetched.keys)
+        entry.until = Some(now + keep);
+        entry.keys = (!keep.is_zero()).then(|| keys.clone());
+        Ok(keys)
     }
 
     fn entry(&self, client: &ClientId) -> Arc<tokio::sync::Mutex<Entry>> {

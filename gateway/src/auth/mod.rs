@@ -2,12 +2,13 @@
 //!
 //! Read in this order: `decision` (the one question that every route asks), `scopes`, `jws`, `keys`, `assertion`, `tokens`,
 //! `oauth` (what is sent and what is granted: pure), `trust` (what is asked of the cluster), `cluster` (how), `addresses` and `jwks` (keys behind
-//! URLs), `smart` (all of them together).
+//! URLs), `external` (tokens of another server), `smart` (all of them together).
 
 pub mod addresses;
 pub mod assertion;
 pub mod cluster;
 mod decision;
+pub mod external;
 pub mod jwks;
 pub mod jws;
 pub mod keys;

@@ -18,6 +18,7 @@ use sha2::{Digest, Sha256};
 
 use super::assertion::{Refused, Unverified, Verified};
 use super::decision::{Caller, Grants, May};
+use super::external::{External, ExternalIssuer, NotVerified};
 use super::jwks::{InvalidAuthorities, Jwks, JwksOptions};
 use super::keys::KeySet;
 use super::oauth::{Form, OAuthError};
@@ -55,6 +56,15 @@ pub enum NoEntry {
     Unavailable,
 }
 
+impl From<NotVerified> for NoEntry {
+    fn from(why: NotVerified) -> NoEntry {
+        match why {
+            NotVerified::Invalid => NoEntry::Invalid,
+            NotVerified::Unavailable => NoEntry::Unavailable,
+        }
+    }
+}
+
 impl From<TrustUnavailable> for NoEntry {
     fn from(_: TrustUnavailable) -> NoEntry {
         NoEntry::Unavailable
@@ -84,6 +94,8 @@ pub struct Smart {
     /// The URL that assertions are for.
     token_url: String,
     keys: tokio::sync::Mutex<Option<Keys>>,
+    /// Who makes tokens, where it is not this cluster.
+    external: Option<External>,
     tokens: Mutex<HashMap<[u8; 32], Known>>,
 }
 
@@ -108,8 +120,27 @@ impl Smart {
             base,
             token_url,
             keys: tokio::sync::Mutex::default(),
+            external: None,
             tokens: Mutex::default(),
         })
+    }
+
+    /// Takes tokens of another server in place of our own.
+    ///
+    /// # Errors
+    /// A certificate of the authorities in `jwks` cannot be read.
+    pub fn with_external(
+        self,
+        server: ExternalIssuer,
+        jwks: JwksOptions,
+    ) -> Result<Smart, InvalidAuthorities> {
+        let external = Some(External::new(server, &self.base, jwks)?);
+        Ok(Smart { external, ..self })
+    }
+
+    /// Whether tokens are made here.
+    pub fn makes_tokens(&self) -> bool {
+        self.external.is_none()
     }
 
     /// The issuer, with keys that are known for no longer than `age`.
@@ -228,8 +259,10 @@ impl Smart {
     }
 
     async fn caller_by(&self, token: &str, now: Instant) -> Result<Caller, NoEntry> {
-        // Also for the keys: a token that is remembered is forgotten when they change.
-        self.issuer(KEYS).await?;
+        if self.makes_tokens() {
+            // Also for the keys: a token that is remembered is forgotten when they change.
+            self.issuer(KEYS).await?;
+        }
         let hash: [u8; 32] = Sha256::digest(token).into();
         let known = self.tokens.lock().unwrap_or_else(PoisonError::into_inner).get(&hash).cloned();
         let grant = match &known {
@@ -260,6 +293,9 @@ impl Smart {
 
     /// What a token grants, by its signature and its claims.
     async fn verified(&self, token: &str, now: Instant) -> Result<Grant, NoEntry> {
+        if let Some(external) = &self.external {
+            return Ok(external.verify(token, now).await?);
+        }
         if let Ok(grant) = self.issuer(KEYS).await?.verify(token, now) {
             return Ok(grant);
         }
@@ -284,8 +320,8 @@ impl Smart {
             "scope": grants.scopes.to_string(),
             "client_id": about.client.to_string(),
             "sub": about.client.to_string(),
-            "iss": self.base,
-            "aud": self.base,
+            "iss": self.external.as_ref().map_or(self.base.as_str(), External::issuer),
+            "aud": self.external.as_ref().map_or(self.base.as_str(), External::audience),
             "token_type": "bearer",
             "iat": grant.issued.millis() / 1_000,
             "exp": grant.expires.millis() / 1_000,

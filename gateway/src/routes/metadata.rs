@@ -51,8 +51,8 @@ pub(super) async fn openapi(
     check(&app, &method, &uri, &headers)?;
     let public_url = app.options.public_url.as_str();
     let mut description = openapi::description(public_url, app.options.capabilities);
-    if app.smart.is_some() {
-        openapi::add_tokens(&mut description);
+    if let Some(smart) = &app.smart {
+        openapi::add_tokens(&mut description, smart.makes_tokens());
     }
     Ok(json(StatusCode::OK, JSON, &description))
 }

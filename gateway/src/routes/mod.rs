@@ -134,11 +134,15 @@ fn table() -> Vec<(&'static str, MethodRouter<App>)> {
     ]
 }
 
+/// What is served besides where tokens are made here.
+fn maker_table() -> Vec<(&'static str, MethodRouter<App>)> {
+    vec![("/auth/token", any(oauth::token))]
+}
+
 /// What is served besides where tokens are needed.
 fn token_table() -> Vec<(&'static str, MethodRouter<App>)> {
     vec![
         ("/fhir/.well-known/smart-configuration", any(oauth::discovery)),
-        ("/auth/token", any(oauth::token)),
         ("/auth/introspect", any(oauth::introspect)),
         ("/auth/revoke", any(oauth::revoke)),
     ]
@@ -163,8 +167,9 @@ pub(crate) fn router(gateway: Gateway) -> Router {
         options: options.clone(),
     };
     let mut app = Router::new();
-    let for_tokens = if shared.smart.is_some() { token_table() } else { Vec::new() };
-    for (path, answer) in table().into_iter().chain(for_tokens) {
+    let for_tokens = shared.smart.iter().flat_map(|_| token_table());
+    let for_making = shared.smart.iter().filter(|smart| smart.makes_tokens()).flat_map(|_| maker_table());
+    for (path, answer) in table().into_iter().chain(for_tokens).chain(for_making) {
         // Clients may escape the `$`, and the router compares paths before decoding.
         if path.contains('$') {
             app = app.route(&path.replace('$', "%24"), answer.clone());

@@ -48,9 +48,13 @@ fn every_route_is_described_and_every_description_has_its_route() {
 
 #[test]
 fn routes_of_tokens_are_described_where_they_are() {
-    let mut description = crate::openapi::description("https://example.org", Capabilities::default());
-    crate::openapi::add_tokens(&mut description);
-    let described = description["paths"].as_object().unwrap();
-    let served: BTreeSet<&str> = table().into_iter().chain(token_table()).map(|(path, _)| path).collect();
-    assert_eq!(served, described.keys().map(String::as_str).collect());
+    for makes_tokens in [true, false] {
+        let mut description = crate::openapi::description("https://example.org", Capabilities::default());
+        crate::openapi::add_tokens(&mut description, makes_tokens);
+        let described = description["paths"].as_object().unwrap();
+        let for_making = maker_table().into_iter().filter(|_| makes_tokens);
+        let served = table().into_iter().chain(token_table()).chain(for_making);
+        let served: BTreeSet<&str> = served.map(|(path, _)| path).collect();
+        assert_eq!(served, described.keys().map(String::as_str).collect());
+    }
 }

@@ -32,6 +32,15 @@ const KEYS: [&str; 10] = [
     "allow_repeated_jti",
 ];
 
+/// Whether clients need keys of their own: not where another server makes their tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeysNeeded {
+    /// They do.
+    Yes,
+    /// They may have some.
+    No,
+}
+
 /// A client file that cannot be used: what is wrong, and where.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("client file {path}: {problem}")]
@@ -62,7 +71,7 @@ pub fn stamp(path: &Path) -> Stamp {
 ///
 /// # Errors
 /// When anything in it is not as it has to be.
-pub fn read(path: &Path) -> Result<ClientFile, BadFile> {
+pub fn read(path: &Path, needed: KeysNeeded) -> Result<ClientFile, BadFile> {
     let bad = |problem: String| BadFile { path: path.display().to_string(), problem };
     let text = read_text(path, MAX_FILE).map_err(bad)?;
     let mut files = vec![path.to_owned()];
@@ -74,7 +83,7 @@ pub fn read(path: &Path) -> Result<ClientFile, BadFile> {
         files.push(file);
         text.map(String::into_bytes)
     };
-    let clients = parse(&text, &mut load).map_err(bad)?;
+    let clients = parse(&text, needed, &mut load).map_err(bad)?;
     Ok(ClientFile { clients, files })
 }
 
@@ -89,7 +98,7 @@ fn read_text(path: &Path, most: u64) -> Result<String, String> {
 /// Reads a file of key sets by its name.
 type Load<'a> = &'a mut dyn FnMut(&str) -> Result<Vec<u8>, String>;
 
-fn parse(text: &str, load: Load<'_>) -> Result<BTreeMap<ClientId, ClientRecord>, String> {
+fn parse(text: &str, needed: KeysNeeded, load: Load<'_>) -> Result<BTreeMap<ClientId, ClientRecord>, String> {
     let mut table: Table = text.parse().map_err(|error: toml::de::Error| error.to_string())?;
     let entries = match table.remove("client") {
         None => Vec::new(),
@@ -107,7 +116,7 @@ fn parse(text: &str, load: Load<'_>) -> Result<BTreeMap<ClientId, ClientRecord>,
             Some(id) => format!("client '{}'", id.escape_debug()),
             None => format!("client number {}", index + 1),
         };
-        let client = read_entry(entry, load).map_err(|problem| format!("{place}: {problem}"))?;
+        let client = read_entry(entry, needed, load).map_err(|problem| format!("{place}: {problem}"))?;
         if clients.insert(client.id.clone(), client).is_some() {
             return Err(format!("{place}: the id comes twice"));
         }
@@ -123,7 +132,7 @@ fn unknown(key: &str, known: &[&str]) -> String {
     }
 }
 
-fn read_entry(entry: Table, load: Load<'_>) -> Result<ClientRecord, String> {
+fn read_entry(entry: Table, needed: KeysNeeded, load: Load<'_>) -> Result<ClientRecord, String> {
     if let Some(key) = entry.keys().find(|key| !KEYS.contains(&key.as_str())) {
         return Err(unknown(key, &KEYS));
     }
@@ -131,7 +140,7 @@ fn read_entry(entry: Table, load: Load<'_>) -> Result<ClientRecord, String> {
     let id = id.parse().map_err(|_| "an id has 1 to 128 letters, digits, '-', '_' or '.'".to_owned())?;
     let mut client = ClientRecord::new(id, ClientOrigin::File);
     client.name = text_of(&entry, "name")?.unwrap_or_default().to_owned();
-    client.keys = keys_of(&entry, load)?;
+    client.keys = keys_of(&entry, needed, load)?;
     let scopes = texts_of(&entry, "scopes")?.unwrap_or_default();
     for scope in &scopes {
         check_scopes(scope).map_err(|problem| format!("scope '{}': {problem}", scope.escape_debug()))?;
@@ -181,9 +190,10 @@ fn flag_of(entry: &Table, key: &str) -> Result<bool, String> {
     }
 }
 
-fn keys_of(entry: &Table, load: Load<'_>) -> Result<ClientKeys, String> {
+fn keys_of(entry: &Table, needed: KeysNeeded, load: Load<'_>) -> Result<ClientKeys, String> {
     match (text_of(entry, "jwks")?, text_of(entry, "jwks_url")?) {
         (Some(_), Some(_)) => Err("jwks and jwks_url exclude each other".to_owned()),
+        (None, None) if needed == KeysNeeded::No => Ok(ClientKeys::None),
         (None, None) => Err("one of jwks (a file) and jwks_url is needed".to_owned()),
         (Some(name), None) => {
             let jwks = load(name)?;
@@ -240,7 +250,7 @@ mod tests {
             "bad.json" => Ok(b"[]".to_vec()),
             other => Err(format!("jwks = \"{other}\": cannot be read")),
         };
-        parse(text, &mut load)
+        parse(text, KeysNeeded::Yes, &mut load)
     }
 
     fn entry(rest: &str) -> Result<ClientRecord, String> {
@@ -314,10 +324,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("clients.toml");
         std::fs::write(&path, "[[client]]\nid = \"a\"\njwks = \"a.json\"").unwrap();
-        let missing = read(&path).unwrap_err().to_string();
+        let missing = read(&path, KeysNeeded::Yes).unwrap_err().to_string();
         assert!(missing.contains("clients.toml: client 'a': jwks = \"a.json\": cannot be read"), "{missing}");
         std::fs::write(folder.path().join("a.json"), good_keys()).unwrap();
-        let file = read(&path).unwrap();
+        let file = read(&path, KeysNeeded::Yes).unwrap();
         assert_eq!(file.files, [path.clone(), folder.path().join("a.json")]);
         assert!(stamp(&path).is_some() && stamp(&folder.path().join("b.json")).is_none());
     }

@@ -15,7 +15,7 @@ use flatbed_types::ClientId;
 use flatbed_types::trust::{ClientOrigin, ClientRecord};
 use tokio_util::sync::CancellationToken;
 
-use super::file::{self, ClientFile, Stamp};
+use super::file::{self, ClientFile, KeysNeeded, Stamp};
 
 /// How often the file is looked at.
 const LOOK: Duration = Duration::from_secs(2);
@@ -103,14 +103,15 @@ fn change_of(
 /// A client file that is followed.
 pub struct Follower {
     path: PathBuf,
+    needed: KeysNeeded,
     trust: TrustClient,
     state: Arc<Following>,
 }
 
 impl Follower {
     /// Of this file.
-    pub fn new(path: PathBuf, trust: TrustClient) -> Follower {
-        Follower { path, trust, state: Arc::default() }
+    pub fn new(path: PathBuf, needed: KeysNeeded, trust: TrustClient) -> Follower {
+        Follower { path, needed, trust, state: Arc::default() }
     }
 
     /// How it goes on.
@@ -134,8 +135,8 @@ impl Follower {
             if now == known {
                 continue;
             }
-            let path = self.path.clone();
-            match tokio::task::spawn_blocking(move || file::read(&path)).await {
+            let (path, needed) = (self.path.clone(), self.needed);
+            match tokio::task::spawn_blocking(move || file::read(&path, needed)).await {
                 Ok(Ok(file)) => {
                     known = stamps(&file);
                     waiting = Some(file);

@@ -54,8 +54,12 @@ struct AddArgs {
     name: String,
 
     /// File with its public keys, a JWK Set.
-    #[arg(long, value_name = "FILE", conflicts_with = "jwks_url", required_unless_present = "jwks_url")]
+    #[arg(long, value_name = "FILE", conflicts_with = "jwks_url", required_unless_present_any = ["jwks_url", "no_keys"])]
     jwks: Option<PathBuf>,
+
+    /// It has no keys here: another server makes its tokens (--token-issuer of gateways).
+    #[arg(long, conflicts_with_all = ["jwks", "jwks_url"])]
+    no_keys: bool,
 
     /// Where its public keys are, with https.
     #[arg(long, value_name = "URL")]

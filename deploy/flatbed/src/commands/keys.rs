@@ -179,7 +179,7 @@ mod tests {
         std::fs::write(folder.path().join("aco-17.jwks.json"), jwks).unwrap();
         let path = folder.path().join("clients.toml");
         std::fs::write(&path, entry(&client)).unwrap();
-        let read = file::read(&path).unwrap();
+        let read = file::read(&path, file::KeysNeeded::Yes).unwrap();
         assert_eq!(read.clients[&client].scopes, "system/*.rs");
     }
 }

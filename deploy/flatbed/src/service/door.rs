@@ -8,7 +8,8 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Args;
 use flatbed_gateway::auth::cluster::ClusterTrust;
-use flatbed_gateway::auth::jwks::JwksOptions;
+use flatbed_gateway::auth::external::ExternalIssuer;
+use flatbed_gateway::auth::jwks::{JwksOptions, check_url};
 use flatbed_gateway::auth::tokens::SigningKey;
 use flatbed_gateway::trust_client::TrustClient;
 use flatbed_gateway::{Capabilities, Clock, Gateway, GatewayOptions, HostPolicy, Limits, Pace, PublicUrl};
@@ -21,7 +22,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::Failure;
-use crate::clients::file::{self, ClientFile};
+use crate::clients::file::{self, ClientFile, KeysNeeded};
 use crate::clients::sync::{Follower, Following};
 use crate::options::listen_address;
 use crate::output::Output;
@@ -138,6 +139,22 @@ pub struct DoorArgs {
     #[arg(long = "jwks-allow", value_name = "HOST")]
     pub jwks_hosts: Vec<String>,
 
+    /// Another authorization server, whose access tokens are taken in place of our own: iss of its tokens.
+    #[arg(long, value_name = "ISSUER", requires_all = ["token_jwks", "token_endpoint"], conflicts_with = "token_keys")]
+    pub token_issuer: Option<String>,
+
+    /// Where the keys of --token-issuer are, with https.
+    #[arg(long, value_name = "URL", requires = "token_issuer")]
+    pub token_jwks: Option<String>,
+
+    /// Where clients get tokens of --token-issuer; discovery names it.
+    #[arg(long, value_name = "URL", requires = "token_issuer")]
+    pub token_endpoint: Option<String>,
+
+    /// aud of tokens of --token-issuer that are for this service [default: the FHIR base].
+    #[arg(long, value_name = "AUDIENCE", requires = "token_issuer")]
+    pub token_audience: Option<String>,
+
     /// Certificates of authorities that JWKS URLs are trusted by besides the system's, in PEM.
     #[arg(long, value_name = "FILE")]
     pub jwks_ca: Option<PathBuf>,
@@ -147,6 +164,8 @@ pub struct DoorArgs {
 pub struct TokenSettings {
     keys: Vec<SigningKey>,
     jwks: JwksOptions,
+    /// Who makes tokens, where it is not this cluster.
+    issuer: Option<ExternalIssuer>,
 }
 
 fn unreadable(option: &str, path: &Path, error: &std::io::Error) -> Failure {
@@ -172,13 +191,14 @@ fn token_key(path: &Path) -> Result<SigningKey, Failure> {
 /// A client file that was good when it was read, and is to be followed.
 pub struct Registration {
     path: PathBuf,
+    needed: KeysNeeded,
     file: ClientFile,
 }
 
 impl Registration {
     /// Brings the cluster's registry up to the file, now and whenever it changes, until told to stop.
     pub fn follow(self, coordinators: Coordinators, stop: CancellationToken) -> Arc<Following> {
-        let follower = Follower::new(self.path, TrustClient::new(coordinators));
+        let follower = Follower::new(self.path, self.needed, TrustClient::new(coordinators));
         let state = follower.state();
         tokio::spawn(follower.run(self.file, stop));
         state
@@ -207,6 +227,7 @@ impl DoorArgs {
             ("--token-key", !self.token_keys.is_empty()),
             ("--jwks-allow", !self.jwks_hosts.is_empty()),
             ("--jwks-ca", self.jwks_ca.is_some()),
+            ("--token-issuer", self.token_issuer.is_some()),
         ];
         match for_smart.into_iter().find(|(_, given)| *given) {
             // An operator who registers clients means to let in nobody else.
@@ -250,7 +271,25 @@ impl DoorArgs {
             Some(path) => vec![std::fs::read(path).map_err(|error| unreadable("--jwks-ca", path, &error))?],
         };
         let allow = self.jwks_hosts.iter().cloned().collect();
-        Ok(Some(TokenSettings { keys, jwks: JwksOptions { allow, authorities, ..JwksOptions::default() } }))
+        let jwks = JwksOptions { allow, authorities, ..JwksOptions::default() };
+        Ok(Some(TokenSettings { keys, jwks, issuer: self.issuer()? }))
+    }
+
+    fn issuer(&self) -> Result<Option<ExternalIssuer>, Failure> {
+        let (Some(issuer), Some(jwks_url), Some(token_url)) =
+            (&self.token_issuer, &self.token_jwks, &self.token_endpoint)
+        else {
+            return Ok(None);
+        };
+        for (option, url) in [("--token-jwks", jwks_url), ("--token-endpoint", token_url)] {
+            check_url(url).map_err(|_| Failure::usage(format!("{option}: expected an https URL")))?;
+        }
+        Ok(Some(ExternalIssuer {
+            issuer: issuer.clone(),
+            audience: self.token_audience.clone(),
+            jwks_url: jwks_url.clone(),
+            token_url: token_url.clone(),
+        }))
     }
 
     /// Reads the client file, if there is one.
@@ -259,8 +298,10 @@ impl DoorArgs {
     /// As usage, when it is not good: a process that starts with it would keep clients out.
     pub fn registration(&self) -> Result<Option<Registration>, Failure> {
         let Some(path) = &self.clients else { return Ok(None) };
-        let file = file::read(path).map_err(|problem| Failure::usage(format!("--clients: {problem}")))?;
-        Ok(Some(Registration { path: path.clone(), file }))
+        let needed = if self.token_issuer.is_some() { KeysNeeded::No } else { KeysNeeded::Yes };
+        let file =
+            file::read(path, needed).map_err(|problem| Failure::usage(format!("--clients: {problem}")))?;
+        Ok(Some(Registration { path: path.clone(), needed, file }))
     }
 
     fn limits(&self) -> Limits {
@@ -328,9 +369,12 @@ impl BoundDoor {
         let clock: Clock = Arc::new(places::now);
         let trust = TrustClient::new(coordinators.clone());
         let mut gateway = Gateway::new(coordinators, output.objects.clone(), options, clock.clone());
-        if let Some(TokenSettings { keys, jwks }) = tokens {
+        if let Some(TokenSettings { keys, jwks, issuer }) = tokens {
             let trust = Arc::new(ClusterTrust::new(trust, clock, keys));
-            let guarded = gateway.with_smart(trust, jwks);
+            let guarded = match issuer {
+                None => gateway.with_smart(trust, jwks),
+                Some(issuer) => gateway.with_external_issuer(trust, jwks, issuer),
+            };
             gateway = guarded.map_err(|error| Failure::usage(format!("--jwks-ca: {error}")))?;
         }
         if let (FileLinks::Redirect, Some(links)) = (args.file_links, &output.links) {
@@ -388,6 +432,11 @@ mod tests {
         assert!(checked(&smart).unwrap_err().contains("--tls-cert"));
         assert_eq!(checked(&[&smart[..], &["--public-url", "https://a.example"]].concat()), Ok(()));
         assert_eq!(checked(&[&smart[..], &["--tls-cert", "a", "--tls-key", "b"]].concat()), Ok(()));
+        let external = ["--token-issuer", "https://idp.example", "--token-jwks", "https://idp.example/jwks"];
+        assert!(checked(&external).unwrap_err().contains("--token-endpoint"));
+        let external = [&external[..], &["--token-endpoint", "https://idp.example/token"]].concat();
+        assert!(checked(&external).unwrap_err().contains("--auth smart"));
+        assert_eq!(checked(&[&["--auth", "smart"], &external[..]].concat()), Ok(()));
         assert_eq!(checked(&["--listen", "localhost:8080", "--public-url", "https://ehr.example/a"]), Ok(()));
         assert!(checked(&["--public-url", "https://ehr.example/{a}"]).unwrap_err().contains("its path"));
         assert_eq!(checked(&["--file-links", "off"]), Ok(()));

@@ -173,9 +173,8 @@ async fn au_86_au_88_tokens_and_their_header() {
             assert!(answer.header("www-authenticate").starts_with("Bearer"), "{seed}: {answer:?}");
             assert_eq!(answer.json()["resourceType"], "OperationOutcome", "{seed}");
         }
-        let shown =
-            smart.post("/auth/introspect", &[&format!("authorization: Bearer {token}")], &[("token", &used)]);
-        let shown = shown.await;
+        let (bearer, form) = (format!("authorization: Bearer {token}"), [("token", &*used)]);
+        let shown = smart.post("/auth/introspect", &[&bearer], &form).await;
         assert_eq!(shown.json()["active"] == true, used == token, "{seed}: {shown:?}");
         is_let_in
     })
