@@ -88,7 +88,8 @@ fn a_job_that_cannot_be_done_says_why_and_leaves_an_empty_folder() {
     let unsupported = flatbed(&args);
     assert_eq!(unsupported.status.code(), Some(2));
     assert!(stderr(&unsupported).contains("includeAssociatedData"));
-    assert_eq!(flatbed(&["serve", "--source", "synthetic:", "--auth", "smart"]).status.code(), Some(2));
+    let both = ["serve", "--source", "synthetic:", "--auth", "smart", "--allow-open"];
+    assert_eq!(flatbed(&both).status.code(), Some(2));
 }
 
 #[test]

@@ -206,6 +206,9 @@ impl External {
             match fetched {
                 Ok((keys, keep)) => {
                     held.keys = keys;
+                    if held.find(kid, algorithm).is_some() {
+                        held.patient_until = None;
+                    }
                     // Keys that are not to be kept are kept for as long as they are not asked for again.
                     held.until = Some(now + keep.max(PATIENCE));
                 }

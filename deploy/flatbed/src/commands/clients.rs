@@ -311,7 +311,7 @@ mod tests {
             assert!(said.contains(problem), "{said}");
         }
         assert!(adds(&[]).unwrap_err().contains("--jwks"));
-        assert!(adds(&["--jwks-url", "http://a.example"]).unwrap_err().contains("https://"));
+        assert!(adds(&["--jwks-url", "http://a.example"]).unwrap_err().contains("an https URL"));
     }
 
     #[test]

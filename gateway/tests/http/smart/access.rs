@@ -94,7 +94,7 @@ async fn au_71_au_86_a_token_ends() {
 }
 
 /// Asks until the answer has this status: what is known of a token may be a second old.
-async fn until(smart: &Smart, path: &str, token: &str, status: u16) {
+pub async fn until(smart: &Smart, path: &str, token: &str, status: u16) {
     let asked = async {
         while smart.ask("GET", path, token).await.status != status {
             tokio::time::sleep(Duration::from_millis(50)).await;

@@ -13,8 +13,8 @@ use tokio_rustls::TlsAcceptor;
 use super::*;
 
 /// What a server of keys answers, and what it saw.
-struct KeyServer {
-    port: u16,
+pub struct KeyServer {
+    pub port: u16,
     authority: String,
     /// Connections that arrived, whatever became of them.
     arrived: Arc<AtomicUsize>,
@@ -26,7 +26,7 @@ struct KeyServer {
 
 impl KeyServer {
     /// At this name, on loopback.
-    async fn new(host: &str) -> KeyServer {
+    pub async fn new(host: &str) -> KeyServer {
         let pair = TlsKeyPair::generate().unwrap();
         let certificate = CertificateParams::new([host.to_owned()]).unwrap().self_signed(&pair).unwrap();
         let private = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(pair.serialize_der()));
@@ -74,7 +74,7 @@ impl KeyServer {
         server
     }
 
-    fn say(&self, status: &str, headers: &str, body: &[u8]) {
+    pub fn say(&self, status: &str, headers: &str, body: &[u8]) {
         let head = format!(
             "HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n{headers}\r\n",
             body.len()
@@ -82,7 +82,7 @@ impl KeyServer {
         *self.answer.lock().unwrap() = [head.as_bytes(), body].concat();
     }
 
-    fn fetches(&self) -> usize {
+    pub fn fetches(&self) -> usize {
         self.requests.lock().unwrap().len()
     }
 
@@ -101,7 +101,7 @@ impl flatbed_gateway::auth::jwks::Names for Everywhere {
     }
 }
 
-fn jwks_options(server: &KeyServer, allow: &[&str], addresses: &[&str]) -> JwksOptions {
+pub fn jwks_options(server: &KeyServer, allow: &[&str], addresses: &[&str]) -> JwksOptions {
     JwksOptions {
         allow: allow.iter().map(|host| (*host).to_owned()).collect(),
         authorities: vec![server.authority.clone().into_bytes()],

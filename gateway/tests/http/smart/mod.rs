@@ -2,6 +2,7 @@
 //! between them.
 
 mod access;
+mod external;
 mod fuzz;
 mod jwks;
 mod matrix;
@@ -21,6 +22,7 @@ use axum::body::Body;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use flatbed_gateway::Gateway;
+use flatbed_gateway::auth::external::ExternalIssuer;
 use flatbed_gateway::auth::jwks::JwksOptions;
 use flatbed_gateway::auth::tokens::SigningKey;
 use flatbed_gateway::auth::trust::{JtiUse, Standing, Trust, TrustUnavailable};
@@ -186,6 +188,15 @@ impl Smart {
     }
 
     pub async fn with(jwks_options: JwksOptions) -> Smart {
+        Smart::of(|gateway, trust| gateway.with_smart(trust, jwks_options).unwrap()).await
+    }
+
+    /// With tokens of another server.
+    pub async fn external(jwks_options: JwksOptions, server: ExternalIssuer) -> Smart {
+        Smart::of(|gateway, trust| gateway.with_external_issuer(trust, jwks_options, server).unwrap()).await
+    }
+
+    async fn of(guarded: impl FnOnce(Gateway, Arc<dyn Trust>) -> Gateway) -> Smart {
         let key = Key::ec();
         let trust = Arc::new(FakeTrust::default());
         let document = ClientKeys::Document(jwks(&[key.jwk("k")]));
@@ -204,7 +215,7 @@ impl Smart {
         let time = Arc::new(move || Instant::from_millis(ticks.load(Ordering::Relaxed)));
         let gateway = Gateway::new(Coordinators::fixed(channel), store, options(), time);
         let trusted = Arc::clone(&trust) as Arc<dyn Trust>;
-        let app = gateway.with_smart(trusted, jwks_options).unwrap().router();
+        let app = guarded(gateway, trusted).router();
         Smart { world: World { jobs, objects, app }, trust, key, clock, jtis: AtomicI64::new(0) }
     }
 
