@@ -38,6 +38,11 @@ impl PublicUrl {
         &self.text
     }
 
+    /// Whether nobody on the way reads what is sent there: it is https, or this machine.
+    pub fn is_private(&self) -> bool {
+        self.https || is_loopback(self.authority.host())
+    }
+
     /// Its path: empty, or with a slash at the start and none at the end.
     pub(crate) fn path(&self) -> &str {
         &self.path

@@ -246,7 +246,7 @@ impl DoorArgs {
         }
         let is_secret = self.tls.is_given()
             || self.listen.ip().is_loopback()
-            || self.public_url.as_ref().is_some_and(|url| url.as_str().starts_with("https://"));
+            || self.public_url.as_ref().is_some_and(PublicUrl::is_private);
         if !is_secret {
             return Err(Failure::usage(format!(
                 "tokens and patient data would cross the network in the clear on {}; give --tls-cert and --tls-key, \
@@ -431,6 +431,8 @@ mod tests {
         let smart = ["--auth", "smart", "--listen", "0.0.0.0:443"];
         assert!(checked(&smart).unwrap_err().contains("--tls-cert"));
         assert_eq!(checked(&[&smart[..], &["--public-url", "https://a.example"]].concat()), Ok(()));
+        assert_eq!(checked(&[&smart[..], &["--public-url", "http://127.0.0.1:8080"]].concat()), Ok(()));
+        assert!(checked(&[&smart[..], &["--public-url", "http://a.example"]].concat()).is_err());
         assert_eq!(checked(&[&smart[..], &["--tls-cert", "a", "--tls-key", "b"]].concat()), Ok(()));
         let external = ["--token-issuer", "https://idp.example", "--token-jwks", "https://idp.example/jwks"];
         assert!(checked(&external).unwrap_err().contains("--token-endpoint"));
