@@ -8,7 +8,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use flatbed_types::Instant;
+use flatbed_types::{Instant, caps};
 use jsonwebtoken::jwk::{Jwk, JwkSet, KeyAlgorithm, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use serde::Deserialize;
@@ -242,7 +242,9 @@ impl External {
 /// What claims grant whose signature was verified.
 fn granted(claims: Claims, token: &str, now: Instant) -> Result<Grant, InvalidToken> {
     let second = now.millis() as f64 / 1_000.0;
+    // One that lives longer could not be revoked for as long as it lives.
     let is_in_time = second < claims.exp + SKEW
+        && claims.exp <= second + (caps::MAX_TOKEN_MILLIS / 1_000) as f64 + SKEW
         && claims.nbf.is_none_or(|nbf| nbf <= second + SKEW)
         && claims.iat.is_none_or(|iat| iat <= second + SKEW);
     // Not `sub`: where a person stands behind a token it is theirs.
@@ -259,7 +261,7 @@ fn granted(claims: Claims, token: &str, now: Instant) -> Result<Grant, InvalidTo
         scopes: Scopes::read(&ours.join(" ")).map_err(|_| InvalidToken)?,
         id: id_of(claims.jti, token),
         issued: claims.iat.map_or(now, instant),
-        expires: instant(claims.exp),
+        expires: instant(claims.exp + SKEW),
     })
 }
 

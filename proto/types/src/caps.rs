@@ -205,8 +205,11 @@ pub const JTI_WINDOWS_KEPT: i64 = 2 * JTI_WINDOWS;
 /// Bytes that name a token.
 pub const MAX_TOKEN_ID: usize = 128;
 
-/// How far ahead a revocation may end: no token lives longer (AU-71).
-pub const MAX_REVOCATION_MILLIS: i64 = 3_600_000;
+/// How long a token may live that is taken: our own live five minutes (AU-71), those of other servers often hours.
+pub const MAX_TOKEN_MILLIS: i64 = 24 * 3_600_000;
+
+/// How far ahead a revocation may end: no token that is taken lives longer, clocks considered.
+pub const MAX_REVOCATION_MILLIS: i64 = MAX_TOKEN_MILLIS + 10 * 60_000;
 
 /// How long a key signs tokens before another follows.
 pub const SIGNING_KEY_MILLIS: i64 = 24 * 3_600_000;
@@ -214,5 +217,5 @@ pub const SIGNING_KEY_MILLIS: i64 = 24 * 3_600_000;
 /// How long a new key verifies before it signs: gateways ask more often than that.
 pub const SIGNING_KEY_AHEAD_MILLIS: i64 = 10 * 60_000;
 
-/// How long a key verifies after another has begun to sign: longer than any token lives.
-pub const SIGNING_KEY_AFTER_MILLIS: i64 = MAX_REVOCATION_MILLIS + 10 * 60_000;
+/// How long a key verifies after another has begun to sign: longer than any token of our own lives.
+pub const SIGNING_KEY_AFTER_MILLIS: i64 = 70 * 60_000;

@@ -90,6 +90,7 @@ async fn au_86_what_is_no_token_of_that_server_for_us_is_none() {
         ("aud", json!([])),
         ("aud", Value::Null),
         ("exp", json!(now - 31)),
+        ("exp", json!(now + 86_431)),
         ("exp", Value::Null),
         ("exp", json!("soon")),
         ("nbf", json!(now + 600)),
