@@ -4,7 +4,7 @@
 //! Nothing here uses a flatbed crate: an oracle that shared code with what it judges would share its faults.
 //! Reading order: [`lines`], [`lake`], [`oracle`], [`folder`], [`process`], [`lab`], [`server`], [`bulk`]; then the makers of
 //! test data, [`population`], [`world`], [`replicate`] and [`real`]; then processes and what befalls them, [`daemon`], [`servers`], [`proxy`],
-//! [`cluster`], [`chaos`]; then what the suite of the contract needs, [`conformance`].
+//! [`cluster`], [`chaos`]; then what the suite of the contract needs, [`conformance`], and clients with keys, [`smart`].
 
 pub mod bulk;
 pub mod chaos;
@@ -26,4 +26,5 @@ pub mod replicate;
 pub mod scale;
 pub mod server;
 pub mod servers;
+pub mod smart;
 pub mod world;

@@ -314,8 +314,12 @@ impl Jwks {
             Ok(read) => read,
             Err(error) => {
                 tracing::warn!(%client, %error, "the keys of a client cannot be had");
-                // What may still be used is not given up because somebody asked for a key that is not there.
-                return entry.keys.clone().filter(|_| fresh).ok_or(error);
+                // What may still be used is not given up because somebody asked for a key that is not there. What has
+                // expired is: a set that is kept and useless would be fetched again by every request.
+                if !fresh {
+                    entry.keys = None;
+                }
+                return entry.keys.clone().ok_or(error);
             }
         };
         let is_there = keys.find(kid, algorithm) != Err(NoKey::Unknown);

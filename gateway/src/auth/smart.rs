@@ -28,8 +28,8 @@ use super::trust::{JtiUse, Trust, TrustUnavailable};
 
 /// For how long it is remembered how a token stands (`decisions.md` 9).
 const CHECK: Duration = Duration::from_secs(1);
-/// For how long the signing keys are.
-const KEYS: Duration = Duration::from_secs(30);
+/// For how long the signing keys are: so long do tokens live on after all keys were replaced.
+const KEYS: Duration = Duration::from_secs(5);
 /// How soon they are asked for again for a token whose key is not known.
 const KEYS_AGAIN: Duration = Duration::from_secs(1);
 /// Tokens that are remembered: with their scopes some kilobytes each.

@@ -110,6 +110,11 @@ pub struct Role {
 }
 
 impl Role {
+    /// A process that is not started yet, with where it serves others and its operators.
+    pub(crate) fn new(daemon: Daemon, port: u16, admin_port: u16) -> Role {
+        Role { daemon, port, admin_port }
+    }
+
     /// Waits until `/readyz` answers 200.
     pub async fn ready(&mut self) -> Result<()> {
         let url = format!("{}/readyz", self.admin());
@@ -287,7 +292,7 @@ impl Cluster {
             command.envs(environment.clone()).current_dir(&folder);
             Ok(command)
         })?;
-        Ok(Role { daemon, port, admin_port })
+        Ok(Role::new(daemon, port, admin_port))
     }
 
     /// All processes.

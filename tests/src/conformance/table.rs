@@ -136,8 +136,8 @@ the tests named fail when it does not hold; they run over HTTP against `flatbed 
 against any other server. *Not met*: it does not hold, or nothing shows that it does; a test that waits for it must fail until then, so
 this page cannot be out of date either way. `REC` is our own resolution where the standards say nothing.
 
-Section 3 (SMART Backend Services, UDAP) is not applicable yet: issue of SMART. Section 4.1 (regulation) is about payers, not
-about a server.
+The tests of section 3, and others that need clients, run with `--auth smart` against two gateways behind one address. Section 3.8 (UDAP) is
+not offered; section 4.1 (regulation) is about payers, not about a server.
 ";
 
 fn row(line: &str) -> Result<Row> {

@@ -35,6 +35,10 @@ macro_rules! checks {
 }
 
 mod associated;
+mod auth;
+mod auth_keys;
+mod auth_tokens;
+mod auth_walls;
 mod cohorts;
 mod delete;
 mod elements;
