@@ -132,10 +132,9 @@ async fn au_81_to_84_exports_within_the_scope() -> Result<()> {
     site.balancer.all_served()
 }
 
-/// A job with attachments and pages: all its URLs.
+/// A job with attachments: all its URLs.
 struct Job {
     status: String,
-    page: Option<String>,
     file: String,
     message: Option<String>,
     attachment: String,
@@ -143,8 +142,7 @@ struct Job {
 
 /// Exports what has files of all kinds.
 async fn job(site: &Site, token: &str) -> Result<Job> {
-    let ask = Ask::new(Form::Get, "Group/g1/").with("allowPartialManifests", "true");
-    let export = site.export(&ask, token).await?;
+    let export = site.export(&Ask::new(Form::Get, "Group/g1/"), token).await?;
     let documents = site.lines(&export, "output", token).await?;
     let document =
         documents.iter().find(|line| line.contains("\"DocumentReference\"")).context("no document")?;
@@ -152,15 +150,8 @@ async fn job(site: &Site, token: &str) -> Result<Job> {
     let attachment = document["content"][0]["attachment"]["url"].as_str().context("no attachment")?;
     ensure!(attachment.starts_with(&site.base), "FL-17: {attachment}");
     ensure!(export.manifest["requiresAccessToken"] == true, "FL-06, AT-12: {}", export.manifest);
-    let page = export.manifest["link"][0]["url"].as_str().map(str::to_owned);
     let message = export.urls("error").into_iter().next();
-    Ok(Job {
-        file: export.file()?,
-        status: export.status_url,
-        page,
-        message,
-        attachment: attachment.to_owned(),
-    })
+    Ok(Job { file: export.file()?, status: export.status_url, message, attachment: attachment.to_owned() })
 }
 
 /// Everything that asks who is there, with methods and URLs.
@@ -190,8 +181,7 @@ fn calls(site: &Site, job: &Job) -> Vec<(Method, String)> {
         (Method::DELETE, format!("{base}/async/00000000000000000000000000000000")),
         (Method::GET, format!("{}/manifest/1", job.status)),
     ];
-    let own =
-        [Some(&job.status), job.page.as_ref(), Some(&job.file), job.message.as_ref(), Some(&job.attachment)];
+    let own = [Some(&job.status), Some(&job.file), job.message.as_ref(), Some(&job.attachment)];
     calls.extend(own.into_iter().flatten().map(|url| (Method::GET, url.clone())));
     calls.push((Method::HEAD, job.file.clone()));
     // Last: with a good token it is the end of the job.
@@ -300,9 +290,8 @@ async fn au_87_sec_03_scopes_of_all_that_was_exported() -> Result<()> {
     let all = site.token(&client, "system/*.rs").await?;
     let some = site.token(&client, "system/Patient.rs system/Group.rs").await?;
     let ask = Ask::new(Form::Get, "Group/g1/").each("_type", &["Patient", "Observation"]);
-    let export = site.export(&ask.with("allowPartialManifests", "true"), &all).await?;
-    let page = format!("{}/manifest/1", export.status_url);
-    for url in [export.status_url.clone(), export.file()?, page] {
+    let export = site.export(&ask, &all).await?;
+    for url in [export.status_url.clone(), export.file()?] {
         for _ in 0..2 {
             let answer = site.ask(Method::GET, &url, &some).await?;
             answer.refused(403, &["Observation"])?;

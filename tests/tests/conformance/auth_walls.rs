@@ -18,6 +18,7 @@ checks! {
     fixture: [
         ch_15_au_91_groups_by_criteria,
         gr_02_sec_09_groups_of_ones_own,
+        pp_10_pages_of_ones_own,
         pv_01_attribution_lists_of_ones_own,
         sec_06_groups_that_overlap,
         st_18_fl_26_dl_08_jobs_of_ones_own,
@@ -52,8 +53,7 @@ async fn st_18_fl_26_dl_08_jobs_of_ones_own() -> Result<()> {
     let mut site = Site::with(&lake()?, &[&a, &b], options).await?;
     let scope = "system/*.rs";
     let (of_a, of_b) = (site.token(&a, scope).await?, site.token(&b, scope).await?);
-    let ask = Ask::new(Form::Get, "Group/g1/").with("allowPartialManifests", "true");
-    let theirs = site.export(&ask, &of_a).await?;
+    let theirs = site.export(&Ask::new(Form::Get, "Group/g1/"), &of_a).await?;
     ensure!(theirs.manifest["requiresAccessToken"] == true, "FL-06, AT-12: {}", theirs.manifest);
     let lines = site.lines(&theirs, "output", &of_a).await?;
     let document = lines.iter().find(|line| line.contains("\"DocumentReference\"")).context("no document")?;
@@ -106,6 +106,35 @@ async fn st_18_fl_26_dl_08_jobs_of_ones_own() -> Result<()> {
 /// The signature of a token, which proves as much as the whole.
 fn a_secret(token: &str) -> String {
     token.rsplit('.').next().unwrap_or_default().to_owned()
+}
+
+/// Pages of a manifest are as protected as the status.
+async fn pp_10_pages_of_ones_own() -> Result<()> {
+    let (a, b) = (Client::trusted("a", Key::ec("k")?)?, Client::trusted("b", Key::ec("k")?)?);
+    // More files than one manifest lists.
+    let options = SiteOptions {
+        source: "synthetic:patients=34,seed=9".to_owned(),
+        coordinator: ["--compress", "none"].map(str::to_owned).to_vec(),
+        ..SiteOptions::default()
+    };
+    let site = Site::with(&lake()?, &[&a, &b], options).await?;
+    let (of_a, of_b) = (site.token(&a, "system/*.rs").await?, site.token(&b, "system/*.rs").await?);
+    let some = site.token(&a, "system/Patient.rs").await?;
+    let ask = Ask::new(Form::Get, SYSTEM).with("allowPartialManifests", "true");
+    let export = site.export(&ask.with("_maximumFileSize", "8000"), &of_a).await?;
+    let next = export.manifest["link"][0]["url"].as_str().context("no next page")?;
+    let page = site.finished(next, &of_a).await?;
+    let file = page.is(200)?.json()?["output"][0]["url"].as_str().context("no file")?.to_owned();
+    for url in [next, &file] {
+        site.get(url, &of_a).await?.is(200)?;
+        let bare = Answer::to(site.http.get(url).header("accept", FHIR_JSON)).await?;
+        bare.refused(401, &[])?;
+        for _ in 0..2 {
+            site.get(url, &of_b).await?.refused(404, &[])?;
+            site.get(url, &some).await?.refused(403, &[])?;
+        }
+    }
+    site.balancer.all_served()
 }
 
 async fn gr_02_sec_09_groups_of_ones_own() -> Result<()> {
@@ -210,6 +239,7 @@ fn by_criteria(name: &str, filter: &str, members: &[&str]) -> Value {
         let members: Vec<Value> =
             members.iter().map(|member| json!({"entity": {"reference": member}})).collect();
         group["member"] = json!(members);
+        group["actual"] = json!(true);
     }
     group
 }

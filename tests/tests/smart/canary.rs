@@ -14,6 +14,8 @@ use serde_json::{Value, json};
 
 /// In every string and id of the data of client `a`.
 const CANARY: &str = "canary7Yq";
+/// What the names of logs begin with.
+const LOG: &str = "log of ";
 /// In the name of its Group, which is no patient's data, and still another client's.
 const ROSTER: &str = "roster-of-a";
 
@@ -350,6 +352,10 @@ async fn canaries_of_one_client_show_nowhere_else() -> Result<()> {
     for (place, text) in site.logs().into_iter().chain(pages).chain([("jobs list".to_owned(), jobs(&site)?)])
     {
         ensure!(text.len() > 100, "{place} says next to nothing: {text}");
+        ensure!(
+            !place.starts_with(LOG) || text.contains("\"TRACE\""),
+            "{place} does not log all that it could"
+        );
         if let Some(secret) = secrets.iter().find(|secret| text.contains(**secret)) {
             let line = text.lines().find(|line| line.contains(*secret)).unwrap_or_default();
             anyhow::bail!("{place} holds {secret:.24}: {line:.600}");

@@ -1,6 +1,6 @@
 //! No data to the wrong client: two gateways behind one address, real processes, clients that try everything.
 //!
-//! `FLATBED_TEST_SCALE=full` makes 10,000 replays of the 2,000, and 2,000 probes of the 600.
+//! `FLATBED_TEST_SCALE=full` makes 2,000 probes of the 600.
 
 mod canary;
 mod matrix;

@@ -17,7 +17,7 @@ const TYPES: [&str; 5] = ["Patient", "Observation", "Group", "Provenance", "Orga
 /// Two that are there, one that is empty, one that is not there.
 const GROUPS: [&str; 4] = ["g1", "g2", "g-empty", "g-none"];
 const LEVELS: [&str; 3] = ["system", "patient", "group"];
-const CLIENTS: usize = 12;
+const CLIENTS: usize = 16;
 
 /// What the oracle knows of a token.
 struct Facts {
@@ -164,7 +164,7 @@ async fn probe_kick_off(site: &Site, (token, facts): &(String, Facts), dice: &mu
 
 async fn probe_job(site: &Site, of: &Party, by: &Party, which: usize, dice: &mut Random) -> Result<u16> {
     let (token, facts) = &by.tokens[which];
-    let Some((export, wish)) = &of.job else { return Ok(0) };
+    let (export, wish) = of.job.as_ref().context("a client without a job")?;
     let mut urls = vec![export.status_url.clone()];
     urls.extend(export.urls("output"));
     let url = &urls[dice.below(urls.len() as u64) as usize];
@@ -216,13 +216,22 @@ async fn what_is_allowed_is_what_the_oracle_allows() -> Result<()> {
     for client in clients {
         parties.extend(party(&site, client, &mut dice).await?);
     }
-    let jobs = parties.iter().filter(|party| party.job.is_some()).count();
-    ensure!(jobs >= 4, "{jobs} jobs of {} clients: too few for the seed {seed}", parties.len());
+    let owners: Vec<&Party> = parties.iter().filter(|party| party.job.is_some()).collect();
+    ensure!(
+        owners.len() >= 4,
+        "{} jobs of {} clients: too few for the seed {seed}",
+        owners.len(),
+        parties.len()
+    );
     let mut counts: BTreeMap<(&str, u16), usize> = BTreeMap::new();
     for probe in 0..if is_full() { 2_000 } else { 600 } {
         let by = &parties[dice.below(parties.len() as u64) as usize];
         let which = dice.below(by.tokens.len() as u64) as usize;
-        let of = if dice.below(2) == 0 { by } else { &parties[dice.below(parties.len() as u64) as usize] };
+        let of = if by.job.is_some() && dice.below(2) == 0 {
+            by
+        } else {
+            owners[dice.below(owners.len() as u64) as usize]
+        };
         let about = || format!("seed {seed}, probe {probe}: {:?}", by.client.entry);
         let (what, expected) = match dice.below(5) {
             0 => ("kick-off", probe_kick_off(&site, &by.tokens[which], &mut dice).await.with_context(about)?),

@@ -56,7 +56,7 @@ async fn pull_gets_what_its_keys_open() -> Result<()> {
     let gateways = ["--jwks-allow", "127.0.0.1", "--jwks-ca", &authority.display().to_string()];
     let gateways = gateways.map(str::to_owned).to_vec();
     let mut parties = Vec::new();
-    for algorithm in ["es384", "rs384"] {
+    for algorithm in ["ES384", "RS384"] {
         for place in ["document", "url"] {
             let id = format!("{algorithm}-{place}");
             let (key, set) = new_key(room.path(), &id, algorithm)?;
@@ -101,11 +101,11 @@ fn tokens_of(site: &mut Site) -> usize {
 #[tokio::test]
 async fn pull_goes_on_when_its_token_ends() -> Result<()> {
     let room = tempfile::tempdir()?;
-    let (key, set) = new_key(room.path(), "app", "es384")?;
+    let (key, set) = new_key(room.path(), "app", "ES384")?;
     let app = client("app", Keys::Document(set))?;
     let own = Client::trusted("own", Key::ec("k")?)?;
     let options = SiteOptions {
-        source: "synthetic:patients=300,seed=3".to_owned(),
+        source: "synthetic:patients=100,seed=3".to_owned(),
         coordinator: ["--compress", "none"].map(str::to_owned).to_vec(),
         ..SiteOptions::default()
     };
@@ -123,7 +123,7 @@ async fn pull_goes_on_when_its_token_ends() -> Result<()> {
     while !running.has_ended() {
         let here = std::fs::read_dir(&out).map_or(0, Iterator::count);
         // Each time that some more files are here, all keys are replaced: every token that was given out is void.
-        if ends < 3 && here >= files + 5 {
+        if ends < 2 && here >= files + 4 {
             crate::rotation::rotate(&site.coordinator.url(), ends).await?;
             (ends, files) = (ends + 1, here);
             // Gateways that start again know the new keys only.
@@ -141,6 +141,6 @@ async fn pull_goes_on_when_its_token_ends() -> Result<()> {
     let tokens = tokens_of(&mut site) - before;
     ensure!(tokens > usize::from(ends), "{tokens} tokens for {ends} that ended");
     let export = folder::read(&out)?;
-    ensure!(export.lines.count("Patient") == 300, "{} patients", export.lines.count("Patient"));
+    ensure!(export.lines.count("Patient") == 100, "{} patients", export.lines.count("Patient"));
     site.balancer.all_served()
 }

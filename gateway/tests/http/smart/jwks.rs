@@ -171,6 +171,26 @@ async fn au_63_what_must_not_be_kept_is_not() {
     }
 }
 
+/// Keys that have expired are worth no more than none: where they cannot be had again, not every request asks for them.
+#[tokio::test]
+async fn au_64_expired_keys_that_cannot_be_had_are_not_fetched_by_every_request() {
+    let (smart, server, _) = allowed().await;
+    server.say("200 OK", "cache-control: max-age=1\r\n", &jwks(&[smart.key.jwk("k")]));
+    assert_eq!(status(&smart).await, 200);
+    server.say("500 Internal Server Error", "", b"");
+    let refused = async {
+        while status(&smart).await != 401 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), refused).await.unwrap();
+    let fetches = server.fetches();
+    for _ in 0..5 {
+        assert_eq!(status(&smart).await, 401);
+    }
+    assert_eq!(server.fetches(), fetches);
+}
+
 #[tokio::test]
 async fn au_64_many_at_once_fetch_once() {
     let (smart, server, _) = allowed().await;
