@@ -2,7 +2,7 @@
 //!
 //! Read in this order: `decision` (the one question that every route asks), `scopes`, `jws`, `keys`, `assertion`, `tokens`,
 //! `oauth` (what is sent and what is granted: pure), `trust` (what the cluster knows), `addresses` and `jwks` (keys behind
-//! URLs), `smart` (all of them together).
+//! URLs), `smart` (all of them together); `registration` (what clients say of themselves: pure) and `registry` (where it is kept).
 
 pub mod addresses;
 pub mod assertion;
@@ -11,6 +11,8 @@ pub mod jwks;
 pub mod jws;
 pub mod keys;
 pub mod oauth;
+pub mod registration;
+pub mod registry;
 pub mod scopes;
 pub mod smart;
 pub mod tokens;

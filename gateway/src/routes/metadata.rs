@@ -54,6 +54,9 @@ pub(super) async fn openapi(
     if app.smart.is_some() {
         openapi::add_tokens(&mut description);
     }
+    if app.registry.is_some() {
+        openapi::add_registration(&mut description);
+    }
     Ok(json(StatusCode::OK, JSON, &description))
 }
 

@@ -53,4 +53,9 @@ fn routes_of_tokens_are_described_where_they_are() {
     let described = description["paths"].as_object().unwrap();
     let served: BTreeSet<&str> = table().into_iter().chain(token_table()).map(|(path, _)| path).collect();
     assert_eq!(served, described.keys().map(String::as_str).collect());
+    crate::openapi::add_registration(&mut description);
+    let described = description["paths"].as_object().unwrap();
+    let served: BTreeSet<&str> =
+        served.into_iter().chain(registration_table().into_iter().map(|(path, _)| path)).collect();
+    assert_eq!(served, described.keys().map(String::as_str).collect());
 }

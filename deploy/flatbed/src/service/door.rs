@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
+use flatbed_gateway::peer::Network;
 use flatbed_gateway::trust_client::TrustClient;
 use flatbed_gateway::{Capabilities, Gateway, GatewayOptions, HostPolicy, Limits, Pace, PublicUrl};
 use flatbed_proto::reach::Coordinators;
@@ -124,6 +125,25 @@ pub struct DoorArgs {
     /// TOML file of registered clients: it seeds and updates the cluster's registry, and is read again when it changes.
     #[arg(long, value_name = "FILE")]
     pub clients: Option<PathBuf>,
+
+    /// Let clients register themselves at <URL>/auth/register, by invitations that `flatbed clients invite` makes; they
+    /// may do nothing until they are approved.
+    #[arg(long)]
+    pub registration: bool,
+
+    /// Tokens a minute that a client may ask for in the long run, and at once; 0 for any number.
+    #[arg(long, value_name = "N", default_value_t = 60)]
+    pub token_requests_per_minute: u32,
+
+    /// Requests a minute that one address may make to the endpoints of OAuth in the long run, and at once, and as many
+    /// without a valid token to all others; 0 for any number.
+    #[arg(long, value_name = "N", default_value_t = 300)]
+    pub auth_requests_per_minute: u32,
+
+    /// Addresses or networks of proxies whose X-Forwarded-For or Forwarded says where a request comes from; repeatable, or
+    /// separated by commas.
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    pub trusted_proxies: Vec<Network>,
 }
 
 /// A client file that was good when it was read, and is to be followed.
@@ -149,6 +169,11 @@ impl DoorArgs {
         if self.auth == Auth::Smart {
             return Err(Failure::usage(
                 "--auth smart (SMART Backend Services) is not in this build yet; use --auth open behind your own access control",
+            ));
+        }
+        if self.registration && self.auth != Auth::Smart {
+            return Err(Failure::usage(
+                "--registration needs --auth smart: with --auth open there is nothing to register for",
             ));
         }
         if !self.listen.ip().is_loopback() && !self.allow_open {
@@ -180,6 +205,8 @@ impl DoorArgs {
             kick_offs: pace(self.kick_offs_per_minute, self.kick_offs_per_minute / 2),
             polls: pace(self.polls_per_minute, self.polls_per_minute),
             questions: pace(self.group_requests_per_minute, self.group_requests_per_minute),
+            tokens: pace(self.token_requests_per_minute, self.token_requests_per_minute),
+            addresses: pace(self.auth_requests_per_minute, self.auth_requests_per_minute),
         }
     }
 
@@ -223,11 +250,16 @@ impl BoundDoor {
             capabilities: CAPABILITIES,
             any_attribution_types: args.attribution_types == AttributionTypes::Any,
             limits: args.limits(),
+            trusted_proxies: args.trusted_proxies.clone(),
             ..GatewayOptions::new(self.public_url)
         };
+        let registry = TrustClient::new(coordinators.clone());
         let mut gateway = Gateway::new(coordinators, output.objects.clone(), options, Arc::new(places::now));
         if let (FileLinks::Redirect, Some(links)) = (args.file_links, &output.links) {
             gateway = gateway.with_links(links.clone());
+        }
+        if args.registration {
+            gateway = gateway.with_registration(Arc::new(registry));
         }
         let stop = CancellationToken::new();
         let server = edge::serve(self.listener, gateway.router(), self.tls, stop.clone());
@@ -279,6 +311,11 @@ mod tests {
         assert!(checked(&["--public-url", "https://ehr.example/{a}"]).unwrap_err().contains("its path"));
         assert_eq!(checked(&["--file-links", "off"]), Ok(()));
         assert!(checked(&["--file-links", "sometimes"]).unwrap_err().contains("redirect"));
+        assert!(checked(&["--registration"]).unwrap_err().contains("needs --auth smart"));
+        assert_eq!(checked(&["--trusted-proxies", "10.0.0.0/8,fd00::/8"]), Ok(()));
+        assert!(
+            checked(&["--trusted-proxies", "10.0.0.1/8"]).unwrap_err().contains("10.0.0.0/8 or fd00::/8")
+        );
         assert!(checked(&["--post-dialect", "v3"]).unwrap_err().contains("legacy, v4"));
     }
 
@@ -286,9 +323,9 @@ mod tests {
     fn limits_are_those_of_the_gateway_unless_told_otherwise() {
         let limits = |args: &[&str]| Only::try_parse_from(["x"].iter().chain(args)).unwrap().door.limits();
         assert_eq!(limits(&[]), Limits::default());
-        let none =
-            ["--polls-per-minute", "0", "--kick-offs-per-minute", "0", "--group-requests-per-minute", "0"];
-        assert_eq!(limits(&none), Limits::NONE);
+        let options = ["--polls", "--kick-offs", "--group-requests", "--token-requests", "--auth-requests"];
+        let none = options.map(|option| format!("{option}-per-minute=0"));
+        assert_eq!(limits(&none.each_ref().map(String::as_str)), Limits::NONE);
         let one = limits(&["--kick-offs-per-minute", "1"]).kick_offs;
         assert_eq!(one, Some(Pace { burst: 1, per_minute: 1 }));
     }

@@ -3,7 +3,9 @@
 
 mod access;
 mod jwks;
+mod limits;
 mod matrix;
+mod registration;
 mod token;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,12 +21,12 @@ use aws_lc_rs::signature::{
 use axum::body::Body;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use flatbed_gateway::Gateway;
 use flatbed_gateway::auth::jwks::JwksOptions;
 use flatbed_gateway::auth::tokens::SigningKey;
 use flatbed_gateway::auth::trust::{
     Client, ClientKeys, Groups, JtiUse, Levels, Standing, Trust, TrustUnavailable,
 };
+use flatbed_gateway::{Gateway, GatewayOptions};
 use flatbed_proto::reach::Coordinators;
 use flatbed_types::{ClientId, Instant};
 use object_store::ObjectStore;
@@ -190,6 +192,14 @@ impl Smart {
     }
 
     pub async fn with(jwks_options: JwksOptions) -> Smart {
+        Smart::over(jwks_options, options(), |gateway, _| gateway).await
+    }
+
+    pub async fn over(
+        jwks_options: JwksOptions,
+        options: GatewayOptions,
+        changed: impl FnOnce(Gateway, &Arc<FakeTrust>) -> Gateway,
+    ) -> Smart {
         let key = Key::ec();
         let trust = Arc::new(FakeTrust::default());
         let document = ClientKeys::Document(jwks(&[key.jwk("k")]));
@@ -206,9 +216,9 @@ impl Smart {
         let clock = Arc::new(AtomicI64::new(now().millis()));
         let ticks = Arc::clone(&clock);
         let time = Arc::new(move || Instant::from_millis(ticks.load(Ordering::Relaxed)));
-        let gateway = Gateway::new(Coordinators::fixed(channel), store, options(), time);
+        let gateway = Gateway::new(Coordinators::fixed(channel), store, options, time);
         let trusted = Arc::clone(&trust) as Arc<dyn Trust>;
-        let app = gateway.with_smart(trusted, jwks_options).unwrap().router();
+        let app = changed(gateway.with_smart(trusted, jwks_options).unwrap(), &trust).router();
         Smart { world: World { jobs, objects, app }, trust, key, clock, jtis: AtomicI64::new(0) }
     }
 
