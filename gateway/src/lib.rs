@@ -21,6 +21,7 @@ pub mod kickoff;
 pub mod limits;
 mod negotiate;
 mod openapi;
+pub mod peer;
 mod routes;
 pub mod trust_client;
 
@@ -33,6 +34,7 @@ pub use limits::{Limits, Pace};
 
 use auth::external::ExternalIssuer;
 use auth::jwks::{InvalidAuthorities, JwksOptions, check_url};
+use auth::registry::Registry;
 use auth::smart::Smart;
 use auth::trust::Trust;
 use flatbed_proto::reach::Coordinators;
@@ -63,6 +65,8 @@ pub struct GatewayOptions {
     pub any_attribution_types: bool,
     /// How often clients may call.
     pub limits: Limits,
+    /// Proxies whose word counts for where a request comes from (`--trusted-proxies`).
+    pub trusted_proxies: Vec<peer::Network>,
     /// Where clients get tokens, if they are needed: manifests and the capability statement say so. They only say
     /// so: [`Gateway::with_smart`] sets it and checks tokens. Without that every client is `ClientId::open()`, so set it by itself
     /// only where something in front of the gateway checks tokens.
@@ -80,6 +84,7 @@ impl GatewayOptions {
             capabilities: Capabilities::default(),
             any_attribution_types: false,
             limits: Limits::default(),
+            trusted_proxies: Vec::new(),
             tokens: None,
         }
     }
@@ -102,6 +107,7 @@ pub struct Gateway {
     objects: Arc<dyn ObjectStore>,
     links: Option<Arc<dyn Signer>>,
     smart: Option<Smart>,
+    registry: Option<Arc<dyn Registry>>,
     options: GatewayOptions,
     clock: Clock,
 }
@@ -115,7 +121,7 @@ impl Gateway {
         options: GatewayOptions,
         clock: Clock,
     ) -> Self {
-        Gateway { coordinators, objects, links: None, smart: None, options, clock }
+        Gateway { coordinators, objects, links: None, smart: None, registry: None, options, clock }
     }
 
     /// Sends downloads to the store itself, by links that this signer makes, where the client takes a file as it
@@ -137,7 +143,7 @@ impl Gateway {
     ) -> Result<Self, InvalidAuthorities> {
         let base = format!("{}/fhir", self.options.public_url);
         let token = format!("{}/auth/token", self.options.public_url);
-        self.smart = Some(Smart::new(trust, jwks, base, token.clone())?);
+        self.smart = Some(Smart::new(trust, jwks, base, token.clone(), self.options.limits.tokens)?);
         let introspect = Some(format!("{}/auth/introspect", self.options.public_url));
         self.options.tokens = Some(TokenEndpoints { token, register: None, introspect });
         Ok(self)
@@ -165,6 +171,13 @@ impl Gateway {
             endpoints.token = token;
         }
         Ok(gateway)
+    }
+
+    /// Lets clients register themselves by invitations (RFC 7591), in this registry. Where no tokens are needed
+    /// ([`Gateway::with_smart`]) there is nothing to register for, and this does nothing.
+    pub fn with_registration(mut self, registry: Arc<dyn Registry>) -> Self {
+        self.registry = Some(registry);
+        self
     }
 
     /// The HTTP routes.

@@ -26,11 +26,17 @@ pub struct Limits {
     pub polls: Option<Pace>,
     /// Reads, searches and changes of Groups by one client: each may keep a worker busy for a while.
     pub questions: Option<Pace>,
+    /// Tokens that one client gets: counted once its signature is verified, so that nobody else can use them up.
+    pub tokens: Option<Pace>,
+    /// Requests of one address to the endpoints of OAuth, whatever becomes of them, and as many more to all others that are
+    /// refused for want of a valid token.
+    pub addresses: Option<Pace>,
 }
 
 impl Limits {
     /// No limits.
-    pub const NONE: Limits = Limits { kick_offs: None, polls: None, questions: None };
+    pub const NONE: Limits =
+        Limits { kick_offs: None, polls: None, questions: None, tokens: None, addresses: None };
 }
 
 impl Default for Limits {
@@ -41,6 +47,10 @@ impl Default for Limits {
             kick_offs: Some(Pace { burst: 30, per_minute: 60 }),
             polls: Some(Pace { burst: 60, per_minute: 60 }),
             questions: Some(Pace { burst: 60, per_minute: 60 }),
+            // A token lives for five minutes, and one serves any number of downloads.
+            tokens: Some(Pace { burst: 60, per_minute: 60 }),
+            // Many clients may be behind one address.
+            addresses: Some(Pace { burst: 300, per_minute: 300 }),
         }
     }
 }

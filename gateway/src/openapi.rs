@@ -92,6 +92,47 @@ pub(crate) fn add_tokens(description: &mut Value, makes_tokens: bool) {
     paths["/auth/revoke"] = oauth("Revoke a token", &["token"]);
 }
 
+/// Adds what is served where clients may register themselves only.
+pub(crate) fn add_registration(description: &mut Value) {
+    let metadata = json!({
+        "type": "object",
+        "properties": {
+            "client_name": { "type": "string" },
+            "jwks": { "type": "object" },
+            "jwks_uri": { "type": "string", "format": "uri" },
+            "scope": { "type": "string" },
+            "contacts": { "type": "array", "items": { "type": "string" } },
+            "software_id": { "type": "string" },
+            "software_version": { "type": "string" },
+        },
+        "required": ["client_name"],
+    });
+    let about = |about: &str, status: &str| {
+        json!({
+            "summary": about,
+            "responses": {
+                status: { "description": "Done", "content": { "application/json": {} } },
+                "default": { "description": "An error of OAuth 2.0", "content": { "application/json": {} } },
+            },
+        })
+    };
+    let sent = |text: &str, status: &str| {
+        let mut operation = about(text, status);
+        let body = json!({ "required": true, "content": { "application/json": { "schema": metadata } } });
+        operation["requestBody"] = body;
+        operation
+    };
+    let paths = &mut description["paths"];
+    paths["/auth/register"] =
+        json!({ "post": sent("Register a client by an initial access token (RFC 7591)", "201") });
+    paths["/auth/register/{client}"] = json!({
+        "parameters": [in_path("client", "The client, with its registration access token (RFC 7592)")],
+        "get": about("What is registered of a client", "200"),
+        "put": sent("Change all that is registered of a client", "200"),
+        "delete": about("Remove a client", "204"),
+    });
+}
+
 /// An endpoint of OAuth, whose form needs these parameters.
 fn oauth(about: &str, needed: &[&str]) -> Value {
     let fields: Map<String, Value> =

@@ -5,6 +5,8 @@
 //! coordinator or another (the use of a jti carries a nonce, so that a repeated call knows itself); whoever gets an error
 //! knows nothing, and must refuse. Text of an error that was not written for clients does not leave this module.
 
+mod registration;
+
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,6 +20,8 @@ use flatbed_types::{ClientId, ErrorCode, Instant, caps};
 use tokio::time::Instant as Monotonic;
 use tonic::transport::Channel;
 use tonic::{Response, Status};
+
+pub use registration::Registered;
 
 /// Deadline of a call, at all coordinators together.
 const CALL: Duration = Duration::from_secs(5);

@@ -1,6 +1,7 @@
 //! Strict conversions of clients and of the keys that sign tokens.
 
 use bytes::Bytes;
+use flatbed_types::registration::Registration;
 use flatbed_types::trust::{
     ClientKeys, ClientOrigin, ClientRecord, GroupGrant, LevelGrant, PrivateKey, SigningKey, SigningKeys,
 };
@@ -58,6 +59,7 @@ impl Wire for ClientRecord {
             max_jobs: self.max_jobs.unwrap_or(0),
             disabled: self.disabled,
             allow_repeated_jti: self.allow_repeated_jti,
+            registration: self.registration.as_ref().map(|said| said.to_wire()),
         }
     }
     fn from_wire(message: wire::ClientRecord) -> Result<Self, Malformed> {
@@ -94,6 +96,7 @@ impl Wire for ClientRecord {
             max_jobs: (message.max_jobs != 0).then_some(message.max_jobs),
             disabled: message.disabled,
             allow_repeated_jti: message.allow_repeated_jti,
+            registration: message.registration.map(Registration::from_wire).transpose()?.map(Box::new),
         };
         record.check().map_err(|_| Malformed("client: too long"))?;
         Ok(record)

@@ -9,6 +9,7 @@ pub mod convert;
 pub mod convert_cohort;
 pub mod convert_content;
 pub mod convert_job;
+pub mod convert_registration;
 pub mod convert_task;
 pub mod convert_trust;
 pub mod frame;

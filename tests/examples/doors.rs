@@ -143,7 +143,8 @@ impl Service {
             Some(clients) => {
                 let key = Key::ec("k")?;
                 let file = client_file(room, &key, clients)?;
-                of_gateway.extend(words(&["--auth", "smart"]));
+                of_gateway.extend(words(&["--auth", "smart", "--token-requests-per-minute", "0"]));
+                of_gateway.extend(words(&["--auth-requests-per-minute", "0"]));
                 of_gateway.extend(words(&["--clients", &file]));
                 Some(Arc::new(key))
             }

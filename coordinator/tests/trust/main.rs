@@ -4,6 +4,7 @@
 
 mod clients;
 mod keys;
+mod registration;
 #[path = "../etcd/servers.rs"]
 #[allow(dead_code, reason = "the store's own suite needs more of them")]
 mod servers;

@@ -15,7 +15,14 @@ use flatbed::places;
 use flatbed_coordinator::CoordinatorOptions;
 use flatbed_coordinator::store;
 use flatbed_extract::open::{SourceOptions, open_source};
+use flatbed_gateway::auth::registration::hash_of;
 use flatbed_gateway::trust_client::{JtiUse, Removal, Standing, TrustClient};
+use flatbed_proto::convert::Wire;
+use flatbed_proto::convert_registration::secret_hash_bytes;
+use flatbed_proto::status::code_of;
+use flatbed_proto::wire::trust::RegisterClientRequest;
+use flatbed_proto::wire::trust::trust_client::TrustClient as Generated;
+use flatbed_types::registration::Registration;
 use flatbed_types::trust::{ClientOrigin, ClientRecord};
 use flatbed_types::{ClientId, caps};
 use object_store::memory::InMemory;
@@ -253,4 +260,77 @@ fn clients_are_added_listed_and_removed_by_command() {
     ]);
     assert_eq!(refused.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&refused.stderr).contains("did you mean 'scopes'?"));
+}
+
+/// What a gateway sends when a client registers itself with this token.
+fn registering(id: &str, token: &str) -> RegisterClientRequest {
+    let said = Registration {
+        issued: places::now(),
+        token: hash_of("its own"),
+        contacts: vec!["ops@aco.example".to_owned()],
+        software_id: "puller".to_owned(),
+        software_version: String::new(),
+    };
+    let record = ClientRecord {
+        name: "Example ACO".to_owned(),
+        requested_scopes: "system/Patient.rs".to_owned(),
+        registration: Some(Box::new(said)),
+        ..ClientRecord::new(client(id), ClientOrigin::Registration)
+    };
+    RegisterClientRequest { client: Some(record.to_wire()), token_sha256: secret_hash_bytes(&hash_of(token)) }
+}
+
+#[test]
+fn clients_that_register_by_invitation_are_approved_by_command() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data").to_str().unwrap().to_owned();
+    let (http, rpc) = (free_address(), free_address());
+    let serve =
+        ["serve", "--source", "synthetic:patients=1", "--data-dir", &data, "--listen", &http, "--rpc-listen"];
+    let mut command = Command::new(env!("CARGO_BIN_EXE_flatbed"));
+    command.args(serve).arg(&rpc).stdout(Stdio::null()).stderr(Stdio::null());
+    let _service = Process(command.spawn().unwrap());
+    let url = format!("http://{rpc}");
+    let clients =
+        |args: &[&str]| flatbed(&[&["clients"], args, &["--coordinator", &url, "--format", "json"]].concat());
+    let json = |args: &[&str]| -> serde_json::Value {
+        let output = clients(args);
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let begun = Instant::now();
+    while !clients(&["invitations"]).status.success() {
+        assert!(begun.elapsed() < DEADLINE, "the service does not answer");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let invited = json(&["invite", "--uses", "2", "--note", "for the ACO"]);
+    let token = invited["token"].as_str().unwrap();
+    let listed = json(&["invitations"])["invitations"].clone();
+    assert_eq!(
+        (&listed[0]["id"], &listed[0]["uses"], &listed[0]["note"]),
+        (&invited["id"], &2.into(), &"for the ACO".into())
+    );
+    assert!(!listed.to_string().contains(token), "it is shown once");
+
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let register = |id: &str| {
+        runtime.block_on(async {
+            let mut trust = Generated::connect(url.clone()).await.unwrap();
+            trust.register_client(registering(id, token)).await.map(drop).map_err(|status| code_of(&status))
+        })
+    };
+    assert_eq!(register("client_1"), Ok(()));
+    let shown = json(&["list"])["clients"][0].clone();
+    assert_eq!((&shown["state"], &shown["scopes"]), (&"waiting".into(), &serde_json::json!([])));
+    assert_eq!(shown["requestedScopes"], serde_json::json!(["system/Patient.rs"]));
+    assert_eq!(shown["registered"]["contacts"], serde_json::json!(["ops@aco.example"]));
+    let approved = json(&["approve", "client_1", "--group", "g1"]);
+    assert_eq!((&approved["state"], &approved["groups"]), (&"active".into(), &serde_json::json!(["g1"])));
+    assert_eq!(approved["scopes"], serde_json::json!(["system/Patient.rs"]));
+    assert_eq!(clients(&["approve", "nobody"]).status.code(), Some(1));
+
+    json(&["uninvite", invited["id"].as_str().unwrap()]);
+    assert_eq!(clients(&["uninvite", invited["id"].as_str().unwrap()]).status.code(), Some(1));
+    assert_eq!(register("client_2"), Err(flatbed_types::ErrorCode::Unauthenticated), "it was taken back");
+    assert_eq!(json(&["list"])["clients"].as_array().unwrap().len(), 1, "who registered by it stays");
 }

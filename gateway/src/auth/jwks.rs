@@ -141,6 +141,7 @@ impl Resolve for PublicOnly {
 pub(super) struct Fetcher {
     http: reqwest::Client,
     allow: Arc<BTreeSet<String>>,
+    names: Arc<dyn Names>,
 }
 
 /// A set as it came, and how long it may be kept.
@@ -174,7 +175,7 @@ impl Fetcher {
             builder().tls_certs_only(authorities).build()
         });
         let http = http.map_err(|_| InvalidAuthorities)?;
-        Ok(Fetcher { http, allow })
+        Ok(Fetcher { http, allow, names: options.names })
     }
 
     pub async fn fetch(&self, text: &str) -> Result<Fetched, FetchError> {
@@ -194,6 +195,18 @@ impl Fetcher {
             body.extend_from_slice(&chunk);
         }
         Ok(Fetched { body, keep })
+    }
+
+    /// Looks at where a URL leads, without going there. What cannot be resolved now may be later, and is looked at again by
+    /// each fetch.
+    async fn check(&self, text: &str) -> Result<(), FetchError> {
+        let url = check_url(text)?;
+        self.check_literal(&url)?;
+        let Some(host) = url.domain().filter(|host| !self.allow.contains(*host)) else { return Ok(()) };
+        match tokio::time::timeout(FETCH, self.names.addresses(host)).await {
+            Ok(Ok(found)) if !found.iter().all(|address| is_public(*address)) => Err(FetchError::NotPublic),
+            _ => Ok(()),
+        }
     }
 
     /// Addresses that stand in the URL are not resolved, so they are checked here.
@@ -279,6 +292,11 @@ impl Jwks {
     /// With nothing remembered.
     pub fn new(options: JwksOptions) -> Result<Jwks, InvalidAuthorities> {
         Ok(Jwks { fetcher: Fetcher::new(options)?, entries: Mutex::default() })
+    }
+
+    /// Whether keys may be fetched from this URL, as far as that can be seen without going there (AU-21, AU-26).
+    pub async fn check(&self, url: &str) -> Result<(), FetchError> {
+        self.fetcher.check(url).await
     }
 
     /// The set of a client, in which this key is to be looked for.

@@ -42,6 +42,9 @@ pub enum OAuthError {
     /// `temporarily_unavailable`.
     #[error("the cluster cannot be asked at the moment; try again with a new assertion")]
     Unavailable,
+    /// `slow_down`: when to come back.
+    #[error("too many requests in a short time; go by Retry-After")]
+    TooOften(std::time::Duration),
 }
 
 impl From<TrustUnavailable> for OAuthError {
@@ -60,6 +63,8 @@ impl OAuthError {
             OAuthError::Scope(_) => "invalid_scope",
             OAuthError::NotYours(_) => "unauthorized_client",
             OAuthError::Unavailable => "temporarily_unavailable",
+            // Of RFC 8628: the one registered error that says this.
+            OAuthError::TooOften(_) => "slow_down",
         }
     }
 
@@ -68,6 +73,7 @@ impl OAuthError {
         match self {
             OAuthError::Assertion(_) | OAuthError::Client(_) => http::StatusCode::UNAUTHORIZED,
             OAuthError::Unavailable => http::StatusCode::SERVICE_UNAVAILABLE,
+            OAuthError::TooOften(_) => http::StatusCode::TOO_MANY_REQUESTS,
             _ => http::StatusCode::BAD_REQUEST,
         }
     }

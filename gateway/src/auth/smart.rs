@@ -19,12 +19,13 @@ use sha2::{Digest, Sha256};
 use super::assertion::{Refused, Unverified, Verified};
 use super::decision::{Caller, Grants, May};
 use super::external::{External, ExternalIssuer, NotVerified};
-use super::jwks::{InvalidAuthorities, Jwks, JwksOptions};
+use super::jwks::{FetchError, InvalidAuthorities, Jwks, JwksOptions};
 use super::keys::KeySet;
 use super::oauth::{Form, OAuthError};
 use super::scopes::{Rights, Scopes};
 use super::tokens::{Grant, Issuer, LIFE_SECONDS};
 use super::trust::{JtiUse, Trust, TrustUnavailable};
+use crate::limits::{Limiter, Pace};
 
 /// For how long it is remembered how a token stands (`decisions.md` 9).
 const CHECK: Duration = Duration::from_secs(1);
@@ -97,6 +98,9 @@ pub struct Smart {
     /// Who makes tokens, where it is not this cluster.
     external: Option<External>,
     tokens: Mutex<HashMap<[u8; 32], Known>>,
+    /// How often one client may authenticate.
+    pace: Limiter<ClientId>,
+    since: tokio::time::Instant,
 }
 
 impl fmt::Debug for Smart {
@@ -106,12 +110,13 @@ impl fmt::Debug for Smart {
 }
 
 impl Smart {
-    /// For a FHIR base, with its token endpoint.
+    /// For a FHIR base, with its token endpoint, at which one client may authenticate so often.
     pub fn new(
         trust: Arc<dyn Trust>,
         jwks: JwksOptions,
         base: String,
         token_url: String,
+        pace: Option<Pace>,
     ) -> Result<Smart, InvalidAuthorities> {
         let jwks = Jwks::new(jwks)?;
         Ok(Smart {
@@ -122,6 +127,8 @@ impl Smart {
             keys: tokio::sync::Mutex::default(),
             external: None,
             tokens: Mutex::default(),
+            pace: Limiter::new(pace),
+            since: tokio::time::Instant::now(),
         })
     }
 
@@ -213,8 +220,15 @@ impl Smart {
         let client = self.trust.client(&id).await?.filter(|client| !client.disabled).ok_or_else(unknown)?;
         let keys = self.keys_of(&client, &assertion).await?;
         let verified = assertion.verify(&keys, &self.token_url, now)?;
+        // Not before: else whoever knows a client's name could keep it out.
+        self.pace.take(client.id.clone(), self.since.elapsed()).map_err(OAuthError::TooOften)?;
         self.use_up(&client, &verified).await?;
         Ok(client)
+    }
+
+    /// Whether the keys of a client may lie behind this URL.
+    pub async fn check_jwks_url(&self, url: &str) -> Result<(), FetchError> {
+        self.jwks.check(url).await
     }
 
     async fn keys_of(&self, client: &ClientRecord, assertion: &Unverified<'_>) -> Result<KeySet, OAuthError> {
@@ -378,7 +392,7 @@ fn caller_of(client: &ClientRecord, grant: &Grant) -> Option<Caller> {
 }
 
 /// The token of a request: in the one header `Authorization`, and nowhere else (RFC 6750 section 2.1).
-fn bearer(headers: &HeaderMap) -> Result<&str, NoEntry> {
+pub(crate) fn bearer(headers: &HeaderMap) -> Result<&str, NoEntry> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
     let (value, another) = (values.next().ok_or(NoEntry::NoToken)?, values.next());
     let text = value.to_str().map_err(|_| NoEntry::Malformed)?;

@@ -54,6 +54,9 @@ pub(super) async fn openapi(
     if let Some(smart) = &app.smart {
         openapi::add_tokens(&mut description, smart.makes_tokens());
     }
+    if app.registry.is_some() {
+        openapi::add_registration(&mut description);
+    }
     Ok(json(StatusCode::OK, JSON, &description))
 }
 

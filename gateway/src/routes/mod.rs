@@ -12,6 +12,7 @@ mod kickoff;
 mod metadata;
 mod oauth;
 mod refusal;
+mod registration;
 mod session;
 mod status;
 
@@ -19,7 +20,9 @@ mod status;
 mod tests;
 
 use std::any::Any;
+use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Query, Request, State};
@@ -28,8 +31,10 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, any};
 use flatbed_types::{ClientId, ErrorCode, Instant, JobId};
 use http::Uri;
+use http::request::Parts;
 use tower_http::catch_panic::CatchPanicLayer;
 
+use crate::auth::registry::Registry;
 use crate::auth::smart::Smart;
 use crate::auth::{Action, Caller, decide};
 use crate::delivery::{Links, LoadedManifest, Manifests, Objects, ReadError};
@@ -38,6 +43,7 @@ use crate::jobs::Jobs;
 use crate::kickoff::Operation;
 use crate::limits::Limiter;
 use crate::negotiate::media::{Acceptance, FHIR_JSON, accepts_fhir_json, format_is_json};
+use crate::peer;
 use crate::{Clock, Gateway, GatewayOptions, HostPolicy, PublicUrl};
 use refusal::Refusal;
 use session::Session;
@@ -51,6 +57,8 @@ struct Shared {
     links: Option<Links>,
     /// Present where tokens are needed.
     smart: Option<Smart>,
+    /// Present where clients may register themselves.
+    registry: Option<Arc<dyn Registry>>,
     /// The FHIR base URL.
     base: String,
     options: GatewayOptions,
@@ -62,6 +70,10 @@ struct Shared {
     kick_offs: Limiter<ClientId>,
     polls: Limiter<(ClientId, JobId)>,
     questions: Limiter<ClientId>,
+    /// Requests to the endpoints of OAuth, by address; those whose address is not known share one bucket.
+    addresses: Limiter<Option<IpAddr>>,
+    /// Requests to all other routes that were refused for want of a token, by address.
+    refusals: Limiter<Option<IpAddr>>,
 }
 
 type App = Arc<Shared>;
@@ -74,6 +86,23 @@ impl Shared {
     /// Whether anybody may read what is public.
     fn guard_public(&self) -> Result<(), Refusal> {
         Refusal::unless_allowed(decide(&Caller::nobody(), Action::ReadPublic, None, self.now()))
+    }
+
+    /// Refuses requests to the endpoints of OAuth that come too fast from one address; how long it has to wait.
+    fn pace_address(&self, parts: &Parts) -> Result<(), Duration> {
+        self.addresses.take(self.address(parts), self.since.elapsed())
+    }
+
+    /// Refuses to say again and again that a token is missing or not valid: to those who send valid ones from the same
+    /// address nothing happens.
+    fn pace_refusal(&self, parts: &Parts) -> Result<(), Refusal> {
+        let taken = self.refusals.take(self.address(parts), self.since.elapsed());
+        let text = "too many requests without a valid access token from this address";
+        taken.map_err(|wait| Refusal::throttled(wait, text))
+    }
+
+    fn address(&self, parts: &Parts) -> Option<IpAddr> {
+        peer::peer_address(parts, &self.options.trusted_proxies).map(peer::limited)
     }
 
     fn status_url(&self, job: JobId) -> String {
@@ -148,28 +177,44 @@ fn token_table() -> Vec<(&'static str, MethodRouter<App>)> {
     ]
 }
 
+/// What is served besides where clients may register themselves.
+fn registration_table() -> Vec<(&'static str, MethodRouter<App>)> {
+    vec![
+        ("/auth/register", any(registration::collection)),
+        ("/auth/register/{client}", any(registration::instance)),
+    ]
+}
+
 /// The routes of a gateway.
 pub(crate) fn router(gateway: Gateway) -> Router {
-    let options = gateway.options;
+    let mut options = gateway.options;
+    let registry = gateway.registry.filter(|_| gateway.smart.is_some());
+    if let (Some(tokens), true) = (&mut options.tokens, registry.is_some()) {
+        tokens.register = Some(format!("{}/auth/register", options.public_url));
+    }
     let shared = Shared {
         jobs: Jobs::new(gateway.coordinators),
         objects: Objects::new(gateway.objects),
         manifests: Manifests::new(),
         links: gateway.links.map(Links::new),
         smart: gateway.smart,
+        registry,
         base: format!("{}/fhir", options.public_url),
         started: (gateway.clock)(),
         since: tokio::time::Instant::now(),
         kick_offs: Limiter::new(options.limits.kick_offs),
         polls: Limiter::new(options.limits.polls),
         questions: Limiter::new(options.limits.questions),
+        addresses: Limiter::new(options.limits.addresses),
+        refusals: Limiter::new(options.limits.addresses),
         clock: gateway.clock,
         options: options.clone(),
     };
     let mut app = Router::new();
     let for_tokens = shared.smart.iter().flat_map(|_| token_table());
     let for_making = shared.smart.iter().filter(|smart| smart.makes_tokens()).flat_map(|_| maker_table());
-    for (path, answer) in table().into_iter().chain(for_tokens).chain(for_making) {
+    let for_clients = shared.registry.iter().flat_map(|_| registration_table());
+    for (path, answer) in table().into_iter().chain(for_tokens).chain(for_making).chain(for_clients) {
         // Clients may escape the `$`, and the router compares paths before decoding.
         if path.contains('$') {
             app = app.route(&path.replace('$', "%24"), answer.clone());

@@ -50,7 +50,7 @@ pub(super) async fn discovery(State(app): State<App>, method: Method) -> Result<
 /// `<public-url>/auth/token`.
 pub(super) async fn token(State(app): State<App>, request: Request) -> Result<Response, Refusal> {
     let smart = begun(&app, request.method())?;
-    let answer = match form(request).await? {
+    let answer = match form(&app, request).await? {
         Err(error) => Err(error),
         // Whoever authenticates in two ways is refused (RFC 6749 section 2.3).
         Ok((parts, _)) if parts.headers.contains_key(header::AUTHORIZATION) => Err(OAuthError::Request(
@@ -64,7 +64,7 @@ pub(super) async fn token(State(app): State<App>, request: Request) -> Result<Re
 /// `<public-url>/auth/introspect`.
 pub(super) async fn introspect(session: Session, request: Request) -> Result<Response, Refusal> {
     let smart = begun(&session, request.method())?;
-    let answer = match form(request).await? {
+    let answer = match form(&session, request).await? {
         Err(error) => Err(error),
         Ok((_, form)) => smart.introspect(session.caller(), &form, session.now()).await,
     };
@@ -74,7 +74,7 @@ pub(super) async fn introspect(session: Session, request: Request) -> Result<Res
 /// `<public-url>/auth/revoke`.
 pub(super) async fn revoke(State(app): State<App>, request: Request) -> Result<Response, Refusal> {
     let smart = begun(&app, request.method())?;
-    let answer = match form(request).await? {
+    let answer = match form(&app, request).await? {
         Err(error) => Err(error),
         Ok((parts, form)) => smart.revoke(&parts.headers, &form, app.now()).await.map(|()| json!({})),
     };
@@ -86,9 +86,12 @@ fn begun<'a>(app: &'a Shared, method: &Method) -> Result<&'a Smart, Refusal> {
     if *method == Method::POST { Ok(smart) } else { Err(Refusal::method("POST")) }
 }
 
-/// The form of a request: in its body, and not in its URL (AU-35).
-async fn form(request: Request) -> Result<Result<(Parts, Form), OAuthError>, Refusal> {
+/// The form of a request, if it does not come too fast: in its body, and not in its URL (AU-35).
+async fn form(app: &Shared, request: Request) -> Result<Result<(Parts, Form), OAuthError>, Refusal> {
     let (parts, body) = request.into_parts();
+    if let Err(wait) = app.pace_address(&parts) {
+        return Ok(Err(OAuthError::TooOften(wait)));
+    }
     if body_type(parts.headers.get(header::CONTENT_TYPE)) != BodyType::Form {
         return Ok(Err(OAuthError::Request(
             "send a body of Content-Type: application/x-www-form-urlencoded",
@@ -110,6 +113,9 @@ fn told(answer: Result<Value, OAuthError>) -> Response {
             let reason = if error.code() == "invalid_scope" { String::new() } else { error.to_string() };
             tracing::info!(error = error.code(), reason, "request of OAuth refused");
             let mut response = refusal::json(error.status(), JSON, &error.json());
+            if let OAuthError::TooOften(wait) = error {
+                response.headers_mut().insert(header::RETRY_AFTER, refusal::seconds(wait));
+            }
             if error == OAuthError::Unavailable {
                 // As all answers of this class say when to come back.
                 let passing = Refusal::class(ErrorCode::Unavailable, "").into_response();

@@ -73,12 +73,8 @@ impl Refusal {
 
     /// The client does something too often; how long it has to wait.
     pub fn throttled(wait: Duration, text: &str) -> Refusal {
-        let seconds = wait.as_millis().div_ceil(1_000).max(1);
         let refusal = Refusal::new(StatusCode::TOO_MANY_REQUESTS, ErrorCode::Throttled.into(), text);
-        match HeaderValue::try_from(seconds.to_string()) {
-            Ok(seconds) => refusal.with(header::RETRY_AFTER, seconds),
-            Err(_) => refusal,
-        }
+        refusal.with(header::RETRY_AFTER, seconds(wait))
     }
 
     /// Nothing is served at this path.
@@ -192,6 +188,11 @@ impl IntoResponse for Refusal {
         }
         response
     }
+}
+
+/// A time to wait, as `Retry-After` says it.
+pub(super) fn seconds(wait: Duration) -> HeaderValue {
+    HeaderValue::from(u64::try_from(wait.as_millis().div_ceil(1_000)).unwrap_or(u64::MAX).max(1))
 }
 
 /// A resource as an answer; never to be cached, since answers depend on the client and the moment.

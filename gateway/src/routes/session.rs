@@ -11,6 +11,7 @@ use http::request::Parts;
 
 use super::refusal::Refusal;
 use super::{App, Shared};
+use crate::auth::smart::NoEntry;
 use crate::auth::{Action, Caller, JobFacts, decide};
 use crate::jobs::JobView;
 
@@ -34,7 +35,14 @@ impl FromRequestParts<App> for Session {
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Session, Refusal> {
         let caller = match &app.smart {
             None => Caller::open(),
-            Some(smart) => smart.caller(&parts.headers, app.now()).await.map_err(Refusal::unauthenticated)?,
+            Some(smart) => match smart.caller(&parts.headers, app.now()).await {
+                Ok(caller) => caller,
+                Err(NoEntry::Unavailable) => return Err(Refusal::unauthenticated(NoEntry::Unavailable)),
+                Err(why) => {
+                    app.pace_refusal(parts)?;
+                    return Err(Refusal::unauthenticated(why));
+                }
+            },
         };
         Ok(Session { app: App::clone(app), caller })
     }

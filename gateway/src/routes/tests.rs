@@ -56,5 +56,9 @@ fn routes_of_tokens_are_described_where_they_are() {
         let served = table().into_iter().chain(token_table()).chain(for_making);
         let served: BTreeSet<&str> = served.map(|(path, _)| path).collect();
         assert_eq!(served, described.keys().map(String::as_str).collect());
+        crate::openapi::add_registration(&mut description);
+        let described = description["paths"].as_object().unwrap();
+        let served = served.into_iter().chain(registration_table().into_iter().map(|(path, _)| path));
+        assert_eq!(served.collect::<BTreeSet<&str>>(), described.keys().map(String::as_str).collect());
     }
 }

@@ -219,3 +219,22 @@ pub const SIGNING_KEY_AHEAD_MILLIS: i64 = 10 * 60_000;
 
 /// How long a key verifies after another has begun to sign: longer than any token of our own lives.
 pub const SIGNING_KEY_AFTER_MILLIS: i64 = 70 * 60_000;
+
+/// Bytes of each text that a client says of itself beside its name when it registers itself.
+pub const MAX_REGISTERED_TEXT: usize = 256;
+
+/// People to ask about a client that registered itself.
+pub const MAX_CLIENT_CONTACTS: usize = 8;
+
+/// Clients that registered themselves and wait for an operator: more than anybody looks through, and with all that a client may
+/// say of itself some 100 MB, so that an invitation in wrong hands does not fill the state store.
+pub const MAX_WAITING_CLIENTS: usize = 1_000;
+
+/// Invitations that are open at once.
+pub const MAX_INVITATIONS: usize = 1_000;
+
+/// Clients that may register by one invitation.
+pub const MAX_INVITATION_USES: u32 = 1_000;
+
+/// How long an invitation is good at most.
+pub const MAX_INVITATION_MILLIS: i64 = 90 * 24 * 3_600_000;

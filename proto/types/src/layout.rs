@@ -23,6 +23,8 @@
 //! | `n/<window>/<hash>` | nonce of whoever used a jti; windows are of some minutes | any coordinator |
 //! | `v/<hash>` | until when a token is revoked | any coordinator |
 //! | `w/<xx>/<client>/` | a registered client; two hex digits of its hash spread them | any coordinator |
+//! | `r/i/<hash>` | an invitation: by what clients may register themselves | any coordinator |
+//! | `r/w/<client>/` | marker of a client that registered itself and waits for an operator | any coordinator |
 //!
 //! Objects, below the output root and `<cluster>/<tenant>/<job>/`:
 //!
@@ -43,6 +45,7 @@
 //! Beside the jobs, below `<cluster>/answers/`: `<nonce>`, the answer to a question whose answer is content; swept some
 //! minutes later.
 
+use crate::registration::{InvitationId, SecretHash};
 use crate::task::{CommitRecord, OutputKind, OutputObject};
 use crate::{AttemptId, ClientId, Codec, CoordinatorId, FhirId, JobId, Nonce, TaskId};
 
@@ -203,6 +206,31 @@ impl MetaKeys {
     /// What all clients of a bucket start with.
     pub fn clients_of(&self, bucket: u8) -> Vec<u8> {
         format!("{}w/{bucket:02x}/", self.prefix).into_bytes()
+    }
+
+    /// An invitation, by the hash of its token.
+    pub fn invitation(&self, token: &SecretHash) -> Vec<u8> {
+        format!("{}r/i/{}", self.prefix, token.hex()).into_bytes()
+    }
+
+    /// What the invitation of this name starts with.
+    pub fn invitation_named(&self, id: InvitationId) -> Vec<u8> {
+        format!("{}r/i/{}", self.prefix, id.hex()).into_bytes()
+    }
+
+    /// What all invitations start with.
+    pub fn invitations(&self) -> Vec<u8> {
+        format!("{}r/i/", self.prefix).into_bytes()
+    }
+
+    /// The marker of a client that waits for an operator.
+    pub fn waiting(&self, client: &ClientId) -> Vec<u8> {
+        format!("{}r/w/{client}/", self.prefix).into_bytes()
+    }
+
+    /// What the markers of all clients that wait start with.
+    pub fn all_waiting(&self) -> Vec<u8> {
+        format!("{}r/w/", self.prefix).into_bytes()
     }
 
     /// A jti that was used within a window of time.

@@ -18,6 +18,7 @@ pub mod lane;
 pub mod layout;
 pub mod manifest;
 pub mod position;
+pub mod registration;
 pub mod request;
 pub mod resource_type;
 pub mod task;

@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+use crate::registration::Registration;
 use crate::{ClientId, FhirId, Instant, Level, caps};
 
 /// Who made a record. Each changes its own only; operators change all.
@@ -128,6 +129,8 @@ pub struct ClientRecord {
     /// Its assertions may be used again until they expire, against the standard (AU-61): for clients that cannot do
     /// otherwise.
     pub allow_repeated_jti: bool,
+    /// Of a client that registered itself: what it said, and how it may change that.
+    pub registration: Option<Box<Registration>>,
 }
 
 /// Why a client cannot be registered like this.
@@ -161,7 +164,13 @@ impl ClientRecord {
             max_jobs: None,
             disabled: false,
             allow_repeated_jti: false,
+            registration: None,
         }
+    }
+
+    /// Whether it registered itself, and no operator has given it anything yet.
+    pub fn is_waiting(&self) -> bool {
+        self.origin == ClientOrigin::Registration && self.scopes.is_empty()
     }
 
     /// Checks its sizes and texts, which is all that can be said without knowing SMART.
@@ -182,6 +191,9 @@ impl ClientRecord {
         }
         if matches!(&self.keys, ClientKeys::Document(jwks) if jwks.len() > caps::MAX_CLIENT_JWKS) {
             return Err(InvalidClient::Keys);
+        }
+        if let Some(said) = &self.registration {
+            said.check().map_err(InvalidClient::Text)?;
         }
         match &self.groups {
             GroupGrant::Listed(groups) if groups.len() > caps::MAX_CLIENT_GROUPS => {

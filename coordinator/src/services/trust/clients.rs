@@ -88,7 +88,7 @@ impl Services {
         };
         let transaction = Transaction {
             compares: vec![compare],
-            writes: vec![Write::Put(key.clone(), value.clone())],
+            writes: vec![Write::Put(key.clone(), value.clone()), self.waiting_marker(client)],
             reads: vec![key],
         };
         Ok(match self.txn(transaction).await? {
@@ -110,7 +110,7 @@ impl Services {
             let key = self.context.keys().client(&id);
             let transaction = Transaction {
                 compares: vec![Compare::Equals(key.clone(), value)],
-                writes: vec![Write::Delete(key.clone())],
+                writes: vec![Write::Delete(key.clone()), Write::Delete(self.context.keys().waiting(&id))],
                 reads: vec![key],
             };
             let outcome = self.txn(transaction).await?;

@@ -4,22 +4,28 @@
 //! - `clients`: registered clients.
 //! - `tokens`: jtis that were used, tokens that were revoked, and the sweep of both.
 //! - `keys`: the keys that sign tokens.
+//! - `registration`: invitations, and clients that register themselves by them.
 //!
 //! Does not know what scopes, JWK Sets and tokens mean. Nothing is cached: what an answer says was so when it was asked
 //! for, at every coordinator. A store that does not answer is an error, never a permission.
 
 mod clients;
 mod keys;
+mod registration;
 mod tokens;
 
-use flatbed_proto::convert::{Malformed, Wire, required, u128_from};
+use flatbed_proto::convert::{Malformed, Wire, each_to_wire, required, u128_from};
+use flatbed_proto::convert_registration::secret_hash_from;
 use flatbed_proto::convert_trust::token_id_from;
 use flatbed_proto::wire::trust::trust_server::{Trust, TrustServer};
 use flatbed_proto::wire::trust::{
-    AuthorizeRequest, AuthorizeResponse, GetClientRequest, GetClientResponse, GetSigningKeysRequest,
-    GetSigningKeysResponse, IsRevokedRequest, IsRevokedResponse, ListClientsRequest, ListClientsResponse,
-    PutClientRequest, PutClientResponse, RemoveClientRequest, RemoveClientResponse, RevokeRequest,
-    RevokeResponse, RotateSigningKeysRequest, RotateSigningKeysResponse, UseJtiRequest, UseJtiResponse,
+    AuthorizeRequest, AuthorizeResponse, CheckInvitationRequest, CheckInvitationResponse, GetClientRequest,
+    GetClientResponse, GetSigningKeysRequest, GetSigningKeysResponse, IsRevokedRequest, IsRevokedResponse,
+    ListClientsRequest, ListClientsResponse, ListInvitationsRequest, ListInvitationsResponse,
+    PutClientRequest, PutClientResponse, PutInvitationRequest, PutInvitationResponse, RegisterClientRequest,
+    RegisterClientResponse, RemoveClientRequest, RemoveClientResponse, RemoveInvitationRequest,
+    RemoveInvitationResponse, RevokeRequest, RevokeResponse, RotateSigningKeysRequest,
+    RotateSigningKeysResponse, UseJtiRequest, UseJtiResponse,
 };
 use flatbed_types::{ClientId, Instant, caps};
 use sha2::{Digest, Sha256};
@@ -146,6 +152,52 @@ impl Trust for Services {
         let nonce = u128_from(&request.into_inner().nonce, "nonce").map_err(malformed)?;
         let kid = self.clone().replace_signing_keys(nonce).await?;
         Ok(Response::new(RotateSigningKeysResponse { kid }))
+    }
+
+    async fn put_invitation(
+        &self,
+        request: Request<PutInvitationRequest>,
+    ) -> Result<Response<PutInvitationResponse>, Status> {
+        let invitation = required(request.into_inner().invitation, "invitation").map_err(malformed)?;
+        self.clone().store_invitation(invitation).await?;
+        Ok(Response::new(PutInvitationResponse {}))
+    }
+
+    async fn list_invitations(
+        &self,
+        _: Request<ListInvitationsRequest>,
+    ) -> Result<Response<ListInvitationsResponse>, Status> {
+        let invitations = each_to_wire(&self.invitations().await?);
+        Ok(Response::new(ListInvitationsResponse { invitations }))
+    }
+
+    async fn remove_invitation(
+        &self,
+        request: Request<RemoveInvitationRequest>,
+    ) -> Result<Response<RemoveInvitationResponse>, Status> {
+        let id = request.into_inner().id.parse().map_err(|_| malformed(Malformed("invitation")))?;
+        self.clone().remove_invitation(id).await?;
+        Ok(Response::new(RemoveInvitationResponse {}))
+    }
+
+    async fn check_invitation(
+        &self,
+        request: Request<CheckInvitationRequest>,
+    ) -> Result<Response<CheckInvitationResponse>, Status> {
+        let token = secret_hash_from(&request.into_inner().token_sha256).map_err(malformed)?;
+        let open = self.is_invited(&token).await?;
+        Ok(Response::new(CheckInvitationResponse { open }))
+    }
+
+    async fn register_client(
+        &self,
+        request: Request<RegisterClientRequest>,
+    ) -> Result<Response<RegisterClientResponse>, Status> {
+        let message = request.into_inner();
+        let token = secret_hash_from(&message.token_sha256).map_err(malformed)?;
+        let client = required(message.client, "client").map_err(malformed)?;
+        let stored = self.clone().register(client, token).await?;
+        Ok(Response::new(RegisterClientResponse { client: Some(stored.to_wire()) }))
     }
 }
 

@@ -104,7 +104,7 @@ impl Services {
 /// Up to which window the jtis are swept.
 pub(crate) type Swept = Option<u32>;
 
-/// Removes jtis and revocations that can matter to nobody any more. Every coordinator does it: removing twice is harmless.
+/// Removes jtis, revocations and invitations that can matter to nobody any more. Every coordinator does it: removing twice is harmless.
 pub(crate) async fn sweep(context: &Context, swept: &mut Swept) -> Result<(), StoreError> {
     let keys = context.keys();
     let kept = window_of(context.now()).saturating_sub(steps(caps::JTI_WINDOWS_KEPT));
@@ -120,7 +120,8 @@ pub(crate) async fn sweep(context: &Context, swept: &mut Swept) -> Result<(), St
         remove(context, Write::DeleteRange(from, to)).await?;
     }
     *swept = Some(kept);
-    sweep_revocations(context, &keys).await
+    sweep_revocations(context, &keys).await?;
+    super::registration::sweep(context).await
 }
 
 async fn remove(context: &Context, write: Write) -> Result<(), StoreError> {

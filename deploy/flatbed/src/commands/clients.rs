@@ -1,10 +1,14 @@
 //! `flatbed clients`: an operator's look at the registered clients of a running service, and changes of them.
 
+mod approve;
+mod invitations;
+
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
 use clap::{Args, Subcommand};
 use flatbed_gateway::trust_client::{Removal, TrustClient};
+use flatbed_types::registration::InvitationId;
 use flatbed_types::trust::{ClientKeys, ClientOrigin, ClientRecord, GroupGrant};
 use flatbed_types::{ClientId, caps};
 use serde_json::{Value, json};
@@ -37,6 +41,24 @@ enum What {
         /// The client.
         #[arg(value_name = "ID")]
         id: ClientId,
+
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Give a client that registered itself what it asked for, or less, or more.
+    Approve(Box<approve::ApproveArgs>),
+    /// Make an initial access token, by which clients may register themselves.
+    Invite(Box<invitations::InviteArgs>),
+    /// List the invitations that are open.
+    Invitations {
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Take an invitation back.
+    Uninvite {
+        /// The invitation.
+        #[arg(value_name = "ID")]
+        id: InvitationId,
 
         #[command(flatten)]
         common: Common,
@@ -118,6 +140,10 @@ pub async fn run(args: ClientsArgs) -> Result<(), Failure> {
     match args.what {
         What::List { common } => list(&common.trust()?, common.format).await,
         What::Add(args) => add(&args).await,
+        What::Approve(args) => approve::approve(&args).await,
+        What::Invite(args) => invitations::invite(&args).await,
+        What::Invitations { common } => invitations::list(&common).await,
+        What::Uninvite { id, common } => invitations::uninvite(id, &common).await,
         What::Remove { id, common } => {
             match common.trust()?.remove_client(&id, None).await.map_err(anyhow::Error::new)? {
                 Removal::Done => {}
@@ -172,14 +198,31 @@ fn row(client: &ClientRecord) -> Vec<String> {
     };
     vec![
         client.id.to_string(),
-        if client.disabled { "disabled" } else { "active" }.to_owned(),
+        state(client).to_owned(),
         client.origin.name().to_owned(),
         client.levels.names().collect::<Vec<_>>().join(","),
         groups,
         keys.to_owned(),
-        if client.scopes.is_empty() { "none".to_owned() } else { client.scopes.clone() },
+        scopes(client),
         client.name.clone(),
     ]
+}
+
+fn state(client: &ClientRecord) -> &'static str {
+    match (client.disabled, client.is_waiting()) {
+        (true, _) => "disabled",
+        (false, true) => "waiting",
+        (false, false) => "active",
+    }
+}
+
+/// What a client may have, and what it asks for beyond that.
+fn scopes(client: &ClientRecord) -> String {
+    let held = if client.scopes.is_empty() { "none" } else { &client.scopes };
+    if client.requested_scopes.is_empty() || client.requested_scopes == client.scopes {
+        return held.to_owned();
+    }
+    format!("{held} (asks for {})", client.requested_scopes)
 }
 
 fn as_json(client: &ClientRecord) -> Value {
@@ -198,7 +241,16 @@ fn as_json(client: &ClientRecord) -> Value {
         "levels": client.levels.names().collect::<Vec<_>>(),
         "maxJobs": client.max_jobs,
         "disabled": client.disabled,
+        "state": state(client),
     });
+    if let Some(said) = &client.registration {
+        shown["registered"] = json!({
+            "issued": said.issued.to_string(),
+            "contacts": said.contacts,
+            "softwareId": said.software_id,
+            "softwareVersion": said.software_version,
+        });
+    }
     match &client.keys {
         ClientKeys::Url(url) => shown["jwksUrl"] = json!(url),
         ClientKeys::Document(jwks) => shown["jwks"] = serde_json::from_slice(jwks).unwrap_or_default(),
@@ -322,5 +374,14 @@ mod tests {
         assert_eq!(shown["levels"], json!(["group"]));
         assert_eq!(shown["jwksUrl"], "https://a.example/jwks");
         assert_eq!(row(&client)[..4], ["aco-17", "active", "operator", "group"]);
+        let asks = ClientRecord {
+            origin: ClientOrigin::Registration,
+            requested_scopes: "system/*.rs".to_owned(),
+            ..client
+        };
+        let waits = row(&ClientRecord { scopes: String::new(), ..asks.clone() });
+        assert_eq!((waits[1].as_str(), waits[6].as_str()), ("waiting", "none (asks for system/*.rs)"));
+        let has = row(&ClientRecord { scopes: "system/*.rs".to_owned(), ..asks });
+        assert_eq!((has[1].as_str(), has[6].as_str()), ("active", "system/*.rs"));
     }
 }

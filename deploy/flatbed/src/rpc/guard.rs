@@ -99,6 +99,11 @@ pub const RULES: &[Rule] = &[
     rule(TRUST, "Authorize", TOKEN_CALLERS),
     rule(TRUST, "GetSigningKeys", TOKEN_CALLERS),
     rule(TRUST, "RotateSigningKeys", &[Role::Operator]),
+    rule(TRUST, "PutInvitation", &[Role::Operator]),
+    rule(TRUST, "ListInvitations", &[Role::Operator]),
+    rule(TRUST, "RemoveInvitation", &[Role::Operator]),
+    rule(TRUST, "CheckInvitation", &[Role::Gateway]),
+    rule(TRUST, "RegisterClient", &[Role::Gateway]),
     rule(HEALTH, "Check", &Role::ALL),
     rule(HEALTH, "Watch", &Role::ALL),
     rule(REFLECTION, "ServerReflectionInfo", &[Role::Operator]),
@@ -170,7 +175,9 @@ mod tests {
                 "GetClient" | "PutClient" | "RemoveClient" | "ListClients" | "Revoke" => {
                     matches!(role, Role::Gateway | Role::Operator)
                 }
-                "RotateSigningKeys" => role == Role::Operator,
+                "RotateSigningKeys" | "PutInvitation" | "ListInvitations" | "RemoveInvitation" => {
+                    role == Role::Operator
+                }
                 _ => role == Role::Gateway,
             },
             HEALTH => true,

@@ -11,6 +11,7 @@ use flatbed_gateway::auth::cluster::ClusterTrust;
 use flatbed_gateway::auth::external::ExternalIssuer;
 use flatbed_gateway::auth::jwks::{JwksOptions, check_url};
 use flatbed_gateway::auth::tokens::SigningKey;
+use flatbed_gateway::peer::Network;
 use flatbed_gateway::trust_client::TrustClient;
 use flatbed_gateway::{Capabilities, Clock, Gateway, GatewayOptions, HostPolicy, Limits, Pace, PublicUrl};
 use flatbed_proto::reach::Coordinators;
@@ -158,6 +159,25 @@ pub struct DoorArgs {
     /// Certificates of authorities that JWKS URLs are trusted by besides the system's, in PEM.
     #[arg(long, value_name = "FILE")]
     pub jwks_ca: Option<PathBuf>,
+
+    /// Let clients register themselves at <URL>/auth/register, by invitations that `flatbed clients invite` makes; they
+    /// may do nothing until they are approved.
+    #[arg(long, conflicts_with = "token_issuer")]
+    pub registration: bool,
+
+    /// Tokens a minute that a client may ask for in the long run, and at once; 0 for any number.
+    #[arg(long, value_name = "N", default_value_t = 60)]
+    pub token_requests_per_minute: u32,
+
+    /// Requests a minute that one address may make to the endpoints of OAuth in the long run, and at once, and as many
+    /// without a valid token to all others; 0 for any number.
+    #[arg(long, value_name = "N", default_value_t = 300)]
+    pub auth_requests_per_minute: u32,
+
+    /// Addresses or networks of proxies whose X-Forwarded-For or Forwarded says where a request comes from; repeatable, or
+    /// separated by commas.
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    pub trusted_proxies: Vec<Network>,
 }
 
 /// What tokens are made and clients' keys are fetched with.
@@ -228,6 +248,7 @@ impl DoorArgs {
             ("--jwks-allow", !self.jwks_hosts.is_empty()),
             ("--jwks-ca", self.jwks_ca.is_some()),
             ("--token-issuer", self.token_issuer.is_some()),
+            ("--registration", self.registration),
         ];
         match for_smart.into_iter().find(|(_, given)| *given) {
             // An operator who registers clients means to let in nobody else.
@@ -312,6 +333,8 @@ impl DoorArgs {
             kick_offs: pace(self.kick_offs_per_minute, self.kick_offs_per_minute / 2),
             polls: pace(self.polls_per_minute, self.polls_per_minute),
             questions: pace(self.group_requests_per_minute, self.group_requests_per_minute),
+            tokens: pace(self.token_requests_per_minute, self.token_requests_per_minute),
+            addresses: pace(self.auth_requests_per_minute, self.auth_requests_per_minute),
         }
     }
 
@@ -364,13 +387,14 @@ impl BoundDoor {
             capabilities: CAPABILITIES,
             any_attribution_types: args.attribution_types == AttributionTypes::Any,
             limits: args.limits(),
+            trusted_proxies: args.trusted_proxies.clone(),
             ..GatewayOptions::new(self.public_url)
         };
         let clock: Clock = Arc::new(places::now);
-        let trust = TrustClient::new(coordinators.clone());
+        let registry = TrustClient::new(coordinators.clone());
         let mut gateway = Gateway::new(coordinators, output.objects.clone(), options, clock.clone());
         if let Some(TokenSettings { keys, jwks, issuer }) = tokens {
-            let trust = Arc::new(ClusterTrust::new(trust, clock, keys));
+            let trust = Arc::new(ClusterTrust::new(registry.clone(), clock, keys));
             let guarded = match issuer {
                 None => gateway.with_smart(trust, jwks),
                 Some(issuer) => gateway.with_external_issuer(trust, jwks, issuer),
@@ -379,6 +403,9 @@ impl BoundDoor {
         }
         if let (FileLinks::Redirect, Some(links)) = (args.file_links, &output.links) {
             gateway = gateway.with_links(links.clone());
+        }
+        if args.registration {
+            gateway = gateway.with_registration(Arc::new(registry));
         }
         let stop = CancellationToken::new();
         let server = edge::serve(self.listener, gateway.router(), self.tls, stop.clone());
@@ -443,6 +470,11 @@ mod tests {
         assert!(checked(&["--public-url", "https://ehr.example/{a}"]).unwrap_err().contains("its path"));
         assert_eq!(checked(&["--file-links", "off"]), Ok(()));
         assert!(checked(&["--file-links", "sometimes"]).unwrap_err().contains("redirect"));
+        assert!(checked(&["--registration"]).unwrap_err().contains("for --auth smart"));
+        assert_eq!(checked(&["--trusted-proxies", "10.0.0.0/8,fd00::/8"]), Ok(()));
+        assert!(
+            checked(&["--trusted-proxies", "10.0.0.1/8"]).unwrap_err().contains("10.0.0.0/8 or fd00::/8")
+        );
         assert!(checked(&["--post-dialect", "v3"]).unwrap_err().contains("legacy, v4"));
     }
 
@@ -450,9 +482,9 @@ mod tests {
     fn limits_are_those_of_the_gateway_unless_told_otherwise() {
         let limits = |args: &[&str]| Only::try_parse_from(["x"].iter().chain(args)).unwrap().door.limits();
         assert_eq!(limits(&[]), Limits::default());
-        let none =
-            ["--polls-per-minute", "0", "--kick-offs-per-minute", "0", "--group-requests-per-minute", "0"];
-        assert_eq!(limits(&none), Limits::NONE);
+        let options = ["--polls", "--kick-offs", "--group-requests", "--token-requests", "--auth-requests"];
+        let none = options.map(|option| format!("{option}-per-minute=0"));
+        assert_eq!(limits(&none.each_ref().map(String::as_str)), Limits::NONE);
         let one = limits(&["--kick-offs-per-minute", "1"]).kick_offs;
         assert_eq!(one, Some(Pace { burst: 1, per_minute: 1 }));
     }

@@ -5,7 +5,9 @@ mod access;
 mod external;
 mod fuzz;
 mod jwks;
+mod limits;
 mod matrix;
+mod registration;
 mod token;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,11 +23,11 @@ use aws_lc_rs::signature::{
 use axum::body::Body;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use flatbed_gateway::Gateway;
 use flatbed_gateway::auth::external::ExternalIssuer;
 use flatbed_gateway::auth::jwks::JwksOptions;
 use flatbed_gateway::auth::tokens::SigningKey;
 use flatbed_gateway::auth::trust::{JtiUse, Standing, Trust, TrustUnavailable};
+use flatbed_gateway::{Gateway, GatewayOptions};
 use flatbed_proto::reach::Coordinators;
 use flatbed_types::trust::{ClientKeys, ClientOrigin, ClientRecord, GroupGrant, LevelGrant};
 use flatbed_types::{ClientId, Instant};
@@ -188,15 +190,29 @@ impl Smart {
     }
 
     pub async fn with(jwks_options: JwksOptions) -> Smart {
-        Smart::of(|gateway, trust| gateway.with_smart(trust, jwks_options).unwrap()).await
+        Smart::over(jwks_options, options(), |gateway, _| gateway).await
     }
 
     /// With tokens of another server.
     pub async fn external(jwks_options: JwksOptions, server: ExternalIssuer) -> Smart {
-        Smart::of(|gateway, trust| gateway.with_external_issuer(trust, jwks_options, server).unwrap()).await
+        Smart::of(options(), |gateway, trust| {
+            gateway.with_external_issuer(Arc::clone(trust) as _, jwks_options, server).unwrap()
+        })
+        .await
     }
 
-    async fn of(guarded: impl FnOnce(Gateway, Arc<dyn Trust>) -> Gateway) -> Smart {
+    pub async fn over(
+        jwks_options: JwksOptions,
+        options: GatewayOptions,
+        changed: impl FnOnce(Gateway, &Arc<FakeTrust>) -> Gateway,
+    ) -> Smart {
+        Smart::of(options, |gateway, trust| {
+            changed(gateway.with_smart(Arc::clone(trust) as _, jwks_options).unwrap(), trust)
+        })
+        .await
+    }
+
+    async fn of(options: GatewayOptions, guarded: impl FnOnce(Gateway, &Arc<FakeTrust>) -> Gateway) -> Smart {
         let key = Key::ec();
         let trust = Arc::new(FakeTrust::default());
         let document = ClientKeys::Document(jwks(&[key.jwk("k")]));
@@ -213,9 +229,8 @@ impl Smart {
         let clock = Arc::new(AtomicI64::new(now().millis()));
         let ticks = Arc::clone(&clock);
         let time = Arc::new(move || Instant::from_millis(ticks.load(Ordering::Relaxed)));
-        let gateway = Gateway::new(Coordinators::fixed(channel), store, options(), time);
-        let trusted = Arc::clone(&trust) as Arc<dyn Trust>;
-        let app = guarded(gateway, trusted).router();
+        let gateway = Gateway::new(Coordinators::fixed(channel), store, options, time);
+        let app = guarded(gateway, &trust).router();
         Smart { world: World { jobs, objects, app }, trust, key, clock, jtis: AtomicI64::new(0) }
     }
 
