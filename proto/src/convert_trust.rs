@@ -7,6 +7,7 @@ use flatbed_types::trust::{
 use flatbed_types::{Instant, caps};
 
 use crate::convert::{Malformed, Wire, each, each_to_wire};
+use crate::convert_consent::{purpose_from_wire, purpose_to_wire};
 use crate::wire::trust as wire;
 
 impl Wire for ClientOrigin {
@@ -58,6 +59,7 @@ impl Wire for ClientRecord {
             max_jobs: self.max_jobs.unwrap_or(0),
             disabled: self.disabled,
             allow_repeated_jti: self.allow_repeated_jti,
+            purpose: purpose_to_wire(self.purpose.as_ref()),
         }
     }
     fn from_wire(message: wire::ClientRecord) -> Result<Self, Malformed> {
@@ -94,6 +96,7 @@ impl Wire for ClientRecord {
             max_jobs: (message.max_jobs != 0).then_some(message.max_jobs),
             disabled: message.disabled,
             allow_repeated_jti: message.allow_repeated_jti,
+            purpose: purpose_from_wire(&message.purpose)?,
         };
         record.check().map_err(|_| Malformed("client: too long"))?;
         Ok(record)
@@ -166,6 +169,7 @@ mod tests {
             max_jobs: Some(2),
             disabled: true,
             allow_repeated_jti: true,
+            purpose: Some("TREAT".parse().unwrap()),
             ..ClientRecord::new("aco-17".parse().unwrap(), ClientOrigin::File)
         }
     }

@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+use crate::consent::Purpose;
 use crate::{ClientId, FhirId, Instant, Level, caps};
 
 /// Who made a record. Each changes its own only; operators change all.
@@ -122,6 +123,9 @@ pub struct ClientRecord {
     /// Its assertions may be used again until they expire, against the standard (AU-61): for clients that cannot do
     /// otherwise.
     pub allow_repeated_jti: bool,
+    /// What it uses data for, by which rosters of exclusions tell clients apart; `None` where that is not known: then rows
+    /// of every purpose concern it.
+    pub purpose: Option<Purpose>,
 }
 
 /// Why a client cannot be registered like this.
@@ -155,6 +159,7 @@ impl ClientRecord {
             max_jobs: None,
             disabled: false,
             allow_repeated_jti: false,
+            purpose: None,
         }
     }
 

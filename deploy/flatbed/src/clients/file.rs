@@ -10,6 +10,7 @@ use std::time::SystemTime;
 use flatbed_chassis::nearest;
 use flatbed_types::ClientId;
 use flatbed_types::caps;
+use flatbed_types::consent::InvalidPurpose;
 use flatbed_types::trust::{ClientKeys, ClientOrigin, ClientRecord, GroupGrant, LevelGrant};
 use toml::{Table, Value};
 
@@ -19,7 +20,7 @@ use super::TextChecks;
 const MAX_FILE: u64 = 128 << 20;
 
 /// The keys of an entry.
-const KEYS: [&str; 10] = [
+const KEYS: [&str; 11] = [
     "id",
     "name",
     "jwks",
@@ -30,6 +31,7 @@ const KEYS: [&str; 10] = [
     "max_jobs",
     "disabled",
     "allow_repeated_jti",
+    "purpose",
 ];
 
 /// A client file that cannot be used: what is wrong, and where.
@@ -150,6 +152,10 @@ fn read_entry(entry: Table, checks: TextChecks, load: Load<'_>) -> Result<Client
     };
     client.disabled = flag_of(&entry, "disabled")?;
     client.allow_repeated_jti = flag_of(&entry, "allow_repeated_jti")?;
+    client.purpose = match text_of(&entry, "purpose")? {
+        None => None,
+        Some(text) => Some(text.parse().map_err(|problem: InvalidPurpose| problem.to_string())?),
+    };
     client.check().map_err(|problem| problem.to_string())?;
     Ok(client)
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow};
 use clap::{Args, Subcommand};
 use flatbed_gateway::trust_client::{Removal, TrustClient};
+use flatbed_types::consent::Purpose;
 use flatbed_types::trust::{ClientKeys, ClientOrigin, ClientRecord, GroupGrant};
 use flatbed_types::{ClientId, caps};
 use serde_json::{Value, json};
@@ -76,6 +77,10 @@ struct AddArgs {
     /// Unfinished exports that it may have [default: as many as all clients].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_jobs: Option<u32>,
+
+    /// What it uses data for, as the roster of exclusions names it, like TREAT [default: rows of every purpose concern it].
+    #[arg(long, value_name = "CODE")]
+    purpose: Option<Purpose>,
 
     /// Register it, but give it no token for now.
     #[arg(long)]
@@ -193,6 +198,7 @@ fn as_json(client: &ClientRecord) -> Value {
         "groups": groups,
         "levels": client.levels.names().collect::<Vec<_>>(),
         "maxJobs": client.max_jobs,
+        "purpose": client.purpose.as_ref().map(ToString::to_string),
         "disabled": client.disabled,
     });
     match &client.keys {
@@ -227,6 +233,7 @@ fn described(args: &AddArgs) -> Result<ClientRecord, Failure> {
     let levels: Vec<&str> = args.levels.iter().map(String::as_str).collect();
     client.levels = file::levels_of(&levels).map_err(usage("--level"))?;
     client.max_jobs = args.max_jobs;
+    client.purpose = args.purpose.clone();
     client.disabled = args.disabled;
     client.check().map_err(|problem| Failure::usage(problem.to_string()))?;
     Ok(client)

@@ -302,6 +302,7 @@ impl World {
                 draft: pointer("draft"),
                 patients: 50,
                 roster: None,
+                exclusions: None,
                 files: vec![self.output(OutputKind::Outcome, ResourceType::OPERATION_OUTCOME, 1)],
             }),
             TaskKind::Resolve => {
