@@ -166,7 +166,9 @@ impl World {
             },
             "Task" => match self.random.below(3) {
                 0 => json!({"status": "requested", "owner": self.reference("Organization")}),
-                1 => json!({"status": "requested", "for": {"reference": "http://elsewhere.example/Patient/p1"}}),
+                1 => {
+                    json!({"status": "requested", "for": {"reference": "http://elsewhere.example/Patient/p1"}})
+                }
                 _ => json!({"status": "requested", "for": self.reference("Patient")}),
             },
             "Group" => self.group(),

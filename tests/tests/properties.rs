@@ -75,7 +75,9 @@ fn told_excluded(export: &folder::Export, folder: &Path, excluded: &BTreeSet<Str
             if text.contains("for reasons of policy") {
                 told += text.split(' ').next().unwrap_or_default().parse::<u64>()?;
             }
-            let names = |id: &String| text.contains(&format!("Patient/{id} ")) || text.ends_with(&format!("Patient/{id}"));
+            let names = |id: &String| {
+                text.contains(&format!("Patient/{id} ")) || text.ends_with(&format!("Patient/{id}"))
+            };
             ensure!(!excluded.iter().any(names), "{outcome}");
             Ok(())
         })?;
@@ -247,7 +249,9 @@ async fn random_requests_equal_the_oracle() -> Result<()> {
             (lines, deletions) = (lines + got.lines.total(), deletions + told.len());
         }
     }
-    eprintln!("{worlds} worlds, {requests} requests each: {lines} lines, {deletions} deletions, {excluded} left out");
+    eprintln!(
+        "{worlds} worlds, {requests} requests each: {lines} lines, {deletions} deletions, {excluded} left out"
+    );
     ensure!(lines > 500 && deletions > 10 && excluded > 10, "requests that bring nothing show nothing");
     Ok(())
 }

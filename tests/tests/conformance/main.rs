@@ -36,6 +36,7 @@ macro_rules! checks {
 
 mod associated;
 mod cohorts;
+mod consent;
 mod delete;
 mod elements;
 mod errors;

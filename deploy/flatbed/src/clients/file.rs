@@ -267,7 +267,7 @@ mod tests {
     fn an_entry_says_what_the_surface_promises() {
         let text = "[[client]]\nid = \"aco-17\"\nname = \"Example ACO\"\njwks = \"good.json\"\n\
                     scopes = [\"system/*.rs\", \"system/Group.rs\"]\ngroups = [\"roster-2026\"]\n\
-                    levels = [\"group\", \"patient\"]\nmax_jobs = 2\ndisabled = true\n\
+                    levels = [\"group\", \"patient\"]\nmax_jobs = 2\ndisabled = true\npurpose = \"TREAT\"\n\
                     [[client]]\nid = \"b\"\njwks_url = \"https://b.example/jwks\"\ngroups = [\"*\"]\n";
         let clients = parsed(text).unwrap();
         let first = &clients[&"aco-17".parse().unwrap()];
@@ -283,6 +283,7 @@ mod tests {
         assert_eq!(second.keys, ClientKeys::Url("https://b.example/jwks".to_owned()));
         assert_eq!((&second.groups, second.levels), (&GroupGrant::All, LevelGrant::USUAL));
         assert_eq!((second.max_jobs, second.disabled), (None, false));
+        assert_eq!((&first.purpose, &second.purpose), (&Some("TREAT".parse().unwrap()), &None));
         assert!(parsed("").unwrap().is_empty());
     }
 
@@ -299,6 +300,7 @@ mod tests {
             (format!("{good}groups = [\"a b\"]"), "is no id of a Group"),
             (format!("{good}max_jobs = 0"), "max_jobs is a number from 1"),
             (format!("{good}disabled = \"no\""), "disabled is true or false"),
+            (format!("{good}purpose = \"*\""), "a purpose has 1 to 64"),
             (format!("{good}jwks_url = \"https://a.example\""), "exclude each other"),
             ("jwks = \"bad.json\"".to_owned(), "jwks = \"bad.json\": is no JWK Set"),
             ("jwks = \"none.json\"".to_owned(), "cannot be read"),

@@ -301,12 +301,15 @@ mod tests {
         let rich = adds(&[&url[..], &more, &["--max-jobs", "3", "--name", "ACO"]].concat()).unwrap();
         assert_eq!((rich.scopes.as_str(), rich.max_jobs), ("system/*.rs system/Group.rs", Some(3)));
         assert_eq!(rich.groups, GroupGrant::All);
+        let with_purpose = adds(&[&url[..], &["--purpose", "TREAT"]].concat()).unwrap();
+        assert_eq!((as_json(&with_purpose)["purpose"].as_str(), plain.purpose), (Some("TREAT"), None));
         assert!(rich.levels.system && rich.levels.patient && !rich.levels.group);
         for (wrong, problem) in [
             (&["--scope", "user/*.rs"][..], "--scope: "),
             (&["--level", "ward"], "--level: "),
             (&["--group", "a b"], "--group: "),
             (&["--max-jobs", "0"], "max-jobs"),
+            (&["--purpose", "*"], "a purpose has 1 to 64"),
         ] {
             let said = adds(&[&url[..], wrong].concat()).unwrap_err();
             assert!(said.contains(problem), "{said}");
