@@ -55,7 +55,9 @@ fn random_exclusions(random: &mut Random, store: &Store, roster: &Path) -> Resul
             }
             lines.push(row);
         }
+        // Of whom nothing is there; what does not say whose it is might be theirs.
         lines.push(json!({"patient": "a-stranger"}));
+        excluded.insert("a-stranger".to_owned());
     }
     lines.push(json!({"rows": lines.len() - 1}));
     let fresh = roster.with_extension("fresh");

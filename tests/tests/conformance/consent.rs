@@ -87,7 +87,7 @@ fn has_to_do_with(lake: &Fixture, patient: &str) -> Result<BTreeSet<String>> {
 
 /// All texts of the messages of an export.
 async fn messages(t: &Target, done: &Done) -> Result<Vec<String>> {
-    let files = t.download(done, "error").await?;
+    let files = t.download(done, done.form.messages()).await?;
     let texts = files.lines().map(|line| line["issue"][0]["diagnostics"].as_str().map(str::to_owned));
     texts.collect::<Option<_>>().context("a message without a text")
 }

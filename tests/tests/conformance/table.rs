@@ -10,9 +10,10 @@ use flatbed_tests::conformance::table::with_summary;
 const WRITE: &str = "FLATBED_CONFORMANCE_WRITE";
 
 /// The checks of all modules.
-const MODULES: [&[&str]; 21] = [
+const MODULES: [&[&str]; 22] = [
     crate::associated::CHECKS,
     crate::cohorts::CHECKS,
+    crate::consent::CHECKS,
     crate::delete::CHECKS,
     crate::elements::CHECKS,
     crate::errors::CHECKS,
