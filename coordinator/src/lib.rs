@@ -83,6 +83,8 @@ pub struct CoordinatorOptions {
     pub pages: PageRule,
     /// Who works on what, and when slots change hands.
     pub schedule: ScheduleSettings,
+    /// Where the roster of exclusions is that every new job names; `None` where nobody is left out.
+    pub exclusions: Option<String>,
 }
 
 impl Default for CoordinatorOptions {
@@ -103,6 +105,7 @@ impl Default for CoordinatorOptions {
             fold_commits: caps::FOLD_COMMITS,
             pages: PageRule::default(),
             schedule: ScheduleSettings::default(),
+            exclusions: None,
         }
     }
 }

@@ -83,6 +83,9 @@ impl Wire for JobRecord {
             swept: self.swept,
             pages: self.pages,
             attachment_secret: secret_to_wire(self.attachment_secret.as_ref()),
+            consent: self.consent.as_ref().map(Wire::to_wire),
+            exclusions: self.exclusions.as_ref().map(Wire::to_wire),
+            excluded_rows: self.excluded_rows,
         }
     }
     fn from_wire(message: wire::JobRecord) -> Result<Self, Malformed> {
@@ -110,6 +113,9 @@ impl Wire for JobRecord {
             swept: message.swept,
             pages: message.pages,
             attachment_secret: secret_from_wire(&message.attachment_secret)?,
+            consent: optional(message.consent)?,
+            exclusions: optional(message.exclusions)?,
+            excluded_rows: message.excluded_rows,
         })
     }
 }

@@ -113,11 +113,12 @@ impl Wire for OutputObject {
 impl Wire for RowCounts {
     type Message = wire::RowCounts;
     fn to_wire(&self) -> wire::RowCounts {
-        wire::RowCounts { written: self.written, filtered: self.filtered, withheld: self.withheld }
+        let RowCounts { written, filtered, withheld, excluded } = *self;
+        wire::RowCounts { written, filtered, withheld, excluded }
     }
     fn from_wire(message: wire::RowCounts) -> Result<Self, Malformed> {
-        let wire::RowCounts { written, filtered, withheld } = message;
-        Ok(RowCounts { written, filtered, withheld })
+        let wire::RowCounts { written, filtered, withheld, excluded } = message;
+        Ok(RowCounts { written, filtered, withheld, excluded })
     }
 }
 

@@ -8,6 +8,7 @@ use flatbed_types::trust::{
 use flatbed_types::{Instant, caps};
 
 use crate::convert::{Malformed, Wire, each, each_to_wire};
+use crate::convert_consent::{purpose_from_wire, purpose_to_wire};
 use crate::wire::trust as wire;
 
 impl Wire for ClientOrigin {
@@ -60,6 +61,7 @@ impl Wire for ClientRecord {
             disabled: self.disabled,
             allow_repeated_jti: self.allow_repeated_jti,
             registration: self.registration.as_ref().map(|said| said.to_wire()),
+            purpose: purpose_to_wire(self.purpose.as_ref()),
         }
     }
     fn from_wire(message: wire::ClientRecord) -> Result<Self, Malformed> {
@@ -97,6 +99,7 @@ impl Wire for ClientRecord {
             disabled: message.disabled,
             allow_repeated_jti: message.allow_repeated_jti,
             registration: message.registration.map(Registration::from_wire).transpose()?.map(Box::new),
+            purpose: purpose_from_wire(&message.purpose)?,
         };
         record.check().map_err(|_| Malformed("client: too long"))?;
         Ok(record)
@@ -169,6 +172,7 @@ mod tests {
             max_jobs: Some(2),
             disabled: true,
             allow_repeated_jti: true,
+            purpose: Some("TREAT".parse().unwrap()),
             ..ClientRecord::new("aco-17".parse().unwrap(), ClientOrigin::File)
         }
     }

@@ -7,6 +7,7 @@
 pub mod attachment;
 pub mod convert;
 pub mod convert_cohort;
+pub mod convert_consent;
 pub mod convert_content;
 pub mod convert_job;
 pub mod convert_registration;

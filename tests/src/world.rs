@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::random::Random;
 
 /// Types that a world has, each in the Patient compartment or not.
-pub const TYPES: [&str; 9] = [
+pub const TYPES: [&str; 10] = [
     "Appointment",
     "Device",
     "Encounter",
@@ -22,6 +22,7 @@ pub const TYPES: [&str; 9] = [
     "Patient",
     "Practitioner",
     "Coverage",
+    "Task",
 ];
 
 /// Types that an export of patients may be asked for alone.
@@ -140,7 +141,8 @@ impl World {
                 }
             }
             "Observation" => match self.random.below(4) {
-                0 => json!({"status": status, "performer": self.references("Practitioner", 2)}),
+                0 => json!({"status": status, "performer": self.references("Practitioner", 2),
+                    "focus": self.references("Patient", 1)}),
                 _ => json!({"status": status, "subject": self.reference("Patient"),
                     "performer": self.references("Organization", 2)}),
             },
@@ -161,6 +163,13 @@ impl World {
             "Organization" => match self.random.below(2) {
                 0 => json!({"active": true}),
                 _ => json!({"partOf": self.reference("Organization")}),
+            },
+            "Task" => match self.random.below(3) {
+                0 => json!({"status": "requested", "owner": self.reference("Organization")}),
+                1 => {
+                    json!({"status": "requested", "for": {"reference": "http://elsewhere.example/Patient/p1"}})
+                }
+                _ => json!({"status": "requested", "for": self.reference("Patient")}),
             },
             "Group" => self.group(),
             _ => json!({"active": true}),

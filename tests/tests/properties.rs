@@ -1,7 +1,7 @@
 //! Random lakes, Groups and requests against the oracle, and a lake that changes while it is exported: over HTTP, from
 //! one process. `FLATBED_TEST_SCALE=full` makes many more.
 //!
-//! Rows MF-25 to MF-30, PM-20 to PM-26, PM-35 to PM-37, PM-49, PM-50, GR-04 to GR-08 of the contract, all at once.
+//! Rows SEC-07, MF-25 to MF-30, PM-20 to PM-26, PM-35 to PM-37, PM-49, PM-50, GR-04 to GR-08 of the contract, all at once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -23,9 +23,68 @@ use serde_json::{Value, json};
 const JOB_TIME: Duration = Duration::from_secs(120);
 
 /// `serve` without the waits and limits that are meant for clients.
-async fn start(source: &Path, data: &Path) -> Result<Server> {
+async fn start(source: &Path, data: &Path, more: &[&str]) -> Result<Server> {
     let options = ["--min-in-progress", "0s", "--kick-offs-per-minute", "0", "--polls-per-minute", "0"];
-    ServerOptions::new(&source.to_string_lossy(), data)?.with(&options).start().await
+    ServerOptions::new(&source.to_string_lossy(), data)?.with(&options).with(more).start().await
+}
+
+/// Puts another roster of exclusions in place: rows of everybody, of the client that asks and of others, in any of the
+/// forms that there are. Gives whom it leaves out of what this client asks for.
+fn random_exclusions(random: &mut Random, store: &Store, roster: &Path) -> Result<BTreeSet<String>> {
+    let mut lines = vec![json!({"version": format!("v{}", random.below(1 << 30))})];
+    let mut excluded = BTreeSet::new();
+    let all = store.ids("Patient");
+    if random.below(3) > 0 && !all.is_empty() {
+        for _ in 0..random.below(5) {
+            let id = all[random.below(all.len() as u64) as usize];
+            let mut row = match random.below(2) {
+                0 => json!({"patient": id}),
+                _ => json!({"patient": format!("Patient/{id}")}),
+            };
+            match random.below(5) {
+                0 => row["client"] = json!("open"),
+                1 => row["client"] = json!("*"),
+                2 => row["client"] = json!("another"),
+                _ => {}
+            }
+            if random.below(2) == 0 {
+                row["purpose"] = json!("TREAT");
+            }
+            if row["client"] != "another" {
+                excluded.insert(id.to_owned());
+            }
+            lines.push(row);
+        }
+        // Of whom nothing is there; what does not say whose it is might be theirs.
+        lines.push(json!({"patient": "a-stranger"}));
+        excluded.insert("a-stranger".to_owned());
+    }
+    lines.push(json!({"rows": lines.len() - 1}));
+    let fresh = roster.with_extension("fresh");
+    std::fs::write(&fresh, lines.iter().map(|line| format!("{line}\n")).collect::<String>())?;
+    std::fs::rename(fresh, roster)?;
+    Ok(excluded)
+}
+
+/// What the messages of an export say that is left out for reasons of policy; nobody may be named.
+fn told_excluded(export: &folder::Export, folder: &Path, excluded: &BTreeSet<String>) -> Result<u64> {
+    let mut told = 0;
+    for item in export.manifest["error"].as_array().into_iter().flatten() {
+        let file = folder.join(item["url"].as_str().context("no url")?);
+        lake::each_line(lake::open(&file)?, |line| {
+            let outcome: Value = serde_json::from_slice(line)?;
+            let text = outcome["issue"][0]["diagnostics"].as_str().unwrap_or_default();
+            if text.contains("for reasons of policy") {
+                told += text.split(' ').next().unwrap_or_default().parse::<u64>()?;
+            }
+            let names = |id: &String| {
+                text.contains(&format!("Patient/{id} ")) || text.ends_with(&format!("Patient/{id}"))
+            };
+            ensure!(!excluded.iter().any(names), "{outcome}");
+            Ok(())
+        })?;
+    }
+    Ok(told)
 }
 
 /// The request of a query.
@@ -144,7 +203,7 @@ async fn random_requests_equal_the_oracle() -> Result<()> {
     let mut random = Random::from_environment("random_requests_equal_the_oracle");
     let (worlds, requests) = if scale::is_full() { (40, 100) } else { (4, 30) };
     let client = Client::new();
-    let (mut lines, mut deletions) = (0, 0);
+    let (mut lines, mut deletions, mut excluded) = (0, 0, 0);
     for _ in 0..worlds {
         let seed = random.draw();
         let room = tempfile::tempdir()?;
@@ -152,7 +211,10 @@ async fn random_requests_equal_the_oracle() -> Result<()> {
         std::fs::create_dir(&source)?;
         let mut world = World::new(seed);
         world.write(&source)?;
-        let server = start(&source, &room.path().join("data")).await?;
+        let roster = room.path().join("roster.ndjson");
+        std::fs::write(&roster, "{\"version\":\"0\"}\n{\"rows\":0}\n")?;
+        let consent = ["--exclusions", &roster.to_string_lossy()];
+        let server = start(&source, &room.path().join("data"), &consent).await?;
         let everything = Query::of(Level::System);
         let first = export(&client, &server.base, &everything, &room.path().join("first")).await?;
         let before = first.time()?;
@@ -164,7 +226,9 @@ async fn random_requests_equal_the_oracle() -> Result<()> {
         let mut store = Store::read(&source)?;
         store.came_after(&former, before);
         for number in 0..requests {
-            let query = random_query(&mut random, &store, before)?;
+            let mut query = random_query(&mut random, &store, before)?;
+            query.excluded = random_exclusions(&mut random, &store, &roster)?;
+            let query = query;
             let about = || format!("world {seed}, request {number}: {query:?}");
             let into = room.path().join(number.to_string());
             let got = export(&client, &server.base, &query, &into).await.with_context(about)?;
@@ -175,13 +239,22 @@ async fn random_requests_equal_the_oracle() -> Result<()> {
                 (Some(_), None) => store.gone_since(&former, &query, now),
                 _ => BTreeSet::new(),
             };
+            let members = store.asked_patients(&query, now);
+            let there: BTreeSet<&str> = store.ids("Patient").into_iter().collect();
+            let out = query.excluded.iter().filter(|id| there.contains(id.as_str()));
+            let out = out.filter(|id| members.as_ref().is_none_or(|all| all.contains(*id))).count() as u64;
+            let said = told_excluded(&got, &into, &query.excluded).with_context(about)?;
+            ensure!(said == out, "{}: said to leave out {said}, expected {out}", about());
+            excluded += out;
             let told = deleted(&got, &into)?;
             ensure!(told == expected, "{}: deleted {told:?}, expected {expected:?}", about());
             (lines, deletions) = (lines + got.lines.total(), deletions + told.len());
         }
     }
-    eprintln!("{worlds} worlds, {requests} requests each: {lines} lines, {deletions} deletions");
-    ensure!(lines > 500 && deletions > 10, "requests that bring nothing show nothing");
+    eprintln!(
+        "{worlds} worlds, {requests} requests each: {lines} lines, {deletions} deletions, {excluded} left out"
+    );
+    ensure!(lines > 500 && deletions > 10 && excluded > 10, "requests that bring nothing show nothing");
     Ok(())
 }
 
@@ -244,7 +317,7 @@ async fn increments_of_a_source_that_changes_meanwhile_are_the_source() -> Resul
     std::fs::create_dir(&source)?;
     let mut world = World::new(random.draw());
     world.write(&source)?;
-    let server = start(&source, &room.path().join("data")).await?;
+    let server = start(&source, &room.path().join("data"), &[]).await?;
 
     let stop = Arc::new(AtomicBool::new(false));
     let stopped = Arc::clone(&stop);

@@ -2,7 +2,8 @@
 //!
 //! What is told is what the export would have carried, were it still there: of the types asked for, and at Patient and
 //! Group level of the patients of the job. Leaving a Group deletes nothing. Searches cannot be asked of what is gone:
-//! they leave out nothing here. Whether the resource is there again is the source's business, which then tells nothing.
+//! they leave out nothing here. Of patients that the job leaves out nothing is told (`consent`), nor of whom nobody knows.
+//! What has come under an exclusion since was not deleted either. Whether the resource is there again is the source's business, which then tells nothing.
 
 use flatbed_extract::bundle::Deletions;
 use flatbed_extract::outcome::{self, Severity};
@@ -35,6 +36,7 @@ pub(crate) fn write(
     grant: &Grant,
     snapshot: &dyn Snapshot,
     roster: Option<&ObjectPointer>,
+    excluded: Option<&KeyList>,
 ) -> Result<Deleted, JobError> {
     let request = &grant.request;
     let Some(since) = request.since else { return Ok(Deleted { files: Vec::new(), remarks: Vec::new() }) };
@@ -47,10 +49,10 @@ pub(crate) fn write(
     let mut failed = None;
     let window = Window { since: request.since, until: request.until };
     let known = snapshot.deletions(&window, &mut |tombstone| {
-        let lot = decide(request, roster.as_ref(), &tombstone)
+        let lot = decide(request, roster.as_ref(), excluded, &tombstone)
             .map_err(|error| SourceError::io("reading a list of keys", &error))?;
         let told = match lot {
-            Lot::NotAsked => Ok(()),
+            Lot::NotAsked | Lot::Excluded => Ok(()),
             Lot::Withheld => {
                 withheld += 1;
                 Ok(())
@@ -78,9 +80,33 @@ enum Lot {
     NotAsked,
     /// It may be, but that is not known, or another patient has a part in it who is not to be told of.
     Withheld,
+    /// Somebody has a part in it who is left out of the job.
+    Excluded,
 }
 
-fn decide(request: &ExportRequest, roster: Option<&KeyList>, tombstone: &Tombstone) -> std::io::Result<Lot> {
+fn decide(
+    request: &ExportRequest,
+    roster: Option<&KeyList>,
+    excluded: Option<&KeyList>,
+    tombstone: &Tombstone,
+) -> std::io::Result<Lot> {
+    let lot = asked(request, roster, tombstone)?;
+    let Some(excluded) = excluded.filter(|_| lot == Lot::Told) else { return Ok(lot) };
+    // What stands in a Binary does not say whose it is: none is told of, as none is given out.
+    if tombstone.resource_type == ResourceType::BINARY {
+        return Ok(Lot::Excluded);
+    }
+    let Some(patients) = &tombstone.patients else { return Ok(Lot::Withheld) };
+    for patient in patients {
+        if excluded.contains(patient.as_bytes())? {
+            return Ok(Lot::Excluded);
+        }
+    }
+    Ok(lot)
+}
+
+/// What the request asks for.
+fn asked(request: &ExportRequest, roster: Option<&KeyList>, tombstone: &Tombstone) -> std::io::Result<Lot> {
     if !request.wants_type(tombstone.resource_type) {
         return Ok(Lot::NotAsked);
     }
@@ -173,7 +199,7 @@ mod tests {
         let typed = ExportRequest { types: ["Patient".parse().unwrap()].into(), ..system.clone() };
         let roster = KeyList::from_keys(["a", "c"]).unwrap();
         let of = |request: &ExportRequest, has_roster: bool, tombstone: &Tombstone| {
-            decide(request, has_roster.then_some(&roster), tombstone).unwrap()
+            decide(request, has_roster.then_some(&roster), None, tombstone).unwrap()
         };
         let [unknown, nobody, one, two, other] =
             [None, Some(&[][..]), Some(&["a"][..]), Some(&["a", "b"][..]), Some(&["b"][..])]
@@ -197,6 +223,32 @@ mod tests {
             "no client sees another's Group"
         );
         assert_eq!(of(&system, false, &tombstone("Bundle", Some(&[]))), NotAsked);
+    }
+
+    #[test]
+    fn mf_26_of_whoever_is_left_out_nothing_is_told() {
+        let system = ExportRequest::everything(Level::System);
+        let group = ExportRequest::everything(Level::Group("g".parse().unwrap()));
+        let (roster, excluded) =
+            (KeyList::from_keys(["a", "b"]).unwrap(), KeyList::from_keys(["b"]).unwrap());
+        use Lot::{Excluded, NotAsked, Told, Withheld};
+        for (kind, patients, of_system, of_group) in [
+            ("Patient", Some(&["b"][..]), Excluded, Excluded),
+            ("Observation", Some(&["a"]), Told, Told),
+            ("Observation", Some(&["a", "b"]), Excluded, Excluded),
+            ("Observation", Some(&["c"]), Told, NotAsked),
+            ("Observation", None, Withheld, Withheld),
+            ("Organization", Some(&[]), Told, NotAsked),
+            ("Binary", Some(&[]), Excluded, NotAsked),
+        ] {
+            let tombstone = tombstone(kind, patients);
+            assert_eq!(decide(&system, None, Some(&excluded), &tombstone).unwrap(), of_system, "{kind}");
+            assert_eq!(
+                decide(&group, Some(&roster), Some(&excluded), &tombstone).unwrap(),
+                of_group,
+                "{kind}"
+            );
+        }
     }
 
     #[test]

@@ -267,7 +267,8 @@ impl Segment {
     }
 
     fn add(&mut self, piece: Piece) -> Result<(), JobError> {
-        self.rows.add(&RowCounts { written: piece.rows, filtered: piece.filtered, withheld: piece.withheld });
+        let Piece { rows: written, filtered, withheld, excluded, .. } = piece;
+        self.rows.add(&RowCounts { written, filtered, withheld, excluded });
         self.fingerprint = self.fingerprint.wrapping_add(piece.fingerprint);
         self.is_open = piece.next.is_none();
         let encoded = self.encoder.add(piece.body, self.upload.buffer());

@@ -7,7 +7,7 @@
 //! - `slot`: one grant from its arrival to its end; `threads`: one thread a slot.
 //! - `extract`: reads a range and commits it segment by segment; `rows`: what it reads.
 //! - `planning`, `resolve`, `merge`: the other tasks; `deleted`: what an increment says was deleted; `lines`: files of
-//!   what are no rows.
+//!   what are no rows; `consent`: whom a job leaves out.
 //! - `upload`: objects in parts; `commit`: reports that must arrive.
 //!
 //! It knows no etcd and no HTTP clients; its only peers are the coordinators, the source and the object store.
@@ -15,6 +15,7 @@
 
 mod allot;
 mod commit;
+mod consent;
 mod contents;
 mod deleted;
 mod extract;
@@ -46,9 +47,14 @@ use flatbed_types::error_code::is_out_of_place;
 use flatbed_types::job::JobError;
 use flatbed_types::{ErrorCode, SessionId, WorkerId};
 use object_store::ObjectStore;
+use object_store::path::Path;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+
+/// Opens the store that an address names, with the object's place in it; the error says why not, for people. Nothing is
+/// asked of the store yet.
+pub type OpenLocation = fn(&str) -> Result<(Arc<dyn ObjectStore>, Path), String>;
 
 /// What a worker is told at its start.
 #[derive(Debug, Clone)]
@@ -61,6 +67,8 @@ pub struct WorkerOptions {
     pub scratch: PathBuf,
     /// Bytes of keys held in memory by one sort.
     pub sort_budget: usize,
+    /// How rosters of exclusions are reached, where jobs name one.
+    pub open_location: OpenLocation,
 }
 
 /// A running worker.

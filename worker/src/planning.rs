@@ -1,5 +1,5 @@
 //! The plan task: fixes the moment and the state of the source, surveys its lanes, resolves the patients of the
-//! job into a roster, tells what was deleted, and reports what of the source cannot be exported.
+//! job into a roster, finds out whom it leaves out, tells what was deleted, and reports what of the source cannot be exported.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -23,7 +23,7 @@ use crate::commit::{Decided, Report, deliver};
 use crate::deleted::{self, Deleted};
 use crate::lines::LineFiles;
 use crate::slot::{End, Grant, Running};
-use crate::{Context, internal, io_error, random_u64, source_error, upload};
+use crate::{Context, consent, internal, io_error, random_u64, source_error, upload};
 
 /// Shows preparation of the source in the job's status.
 struct Noted<'a>(&'a Running);
@@ -67,10 +67,13 @@ pub(crate) fn run(context: &Context, runtime: &Handle, running: &Running) -> Res
         return Err(internal("a Group without a roster"));
     }
     let pointer = roster.as_ref().map(|roster| &roster.pointer);
-    let deleted = deleted::write(context, runtime, grant, snapshot.as_ref(), pointer)?;
+    let applied = consent::apply(context, runtime, running, snapshot.as_ref(), pointer)?;
+    let excluded = applied.as_ref().and_then(|applied| applied.list.as_deref());
+    let deleted = deleted::write(context, runtime, grant, snapshot.as_ref(), pointer, excluded)?;
     let Deleted { mut files, mut remarks } = deleted;
     remarks.extend(roster.iter().flat_map(|roster| &roster.left_out).map(left_out_line));
-    files.extend(write_remarks(context, runtime, grant, snapshot.as_ref(), remarks)?);
+    remarks.extend(applied.iter().filter_map(consent::Applied::remark));
+    files.extend(write_remarks(context, runtime, grant, snapshot.as_ref(), remarks, excluded.is_some())?);
     let pin = SourcePin { source: context.source.address(), snapshot: snapshot.fingerprint().to_owned() };
     let (roster, roster_len) = match roster {
         Some(Roster { pointer, len, .. }) => (Some(pointer), len),
@@ -84,6 +87,7 @@ pub(crate) fn run(context: &Context, runtime: &Handle, running: &Running) -> Res
         roster: roster.as_ref().map(Wire::to_wire),
         roster_len,
         files: each_to_wire(&files),
+        exclusions: applied.map(|applied| applied.exclusions.to_wire()),
     };
     complete(context, runtime, running, complete_request::Result::Plan(plan))
 }
@@ -251,13 +255,14 @@ fn write_cohort(
 }
 
 /// Writes what there is to say: what was ignored of the request (KO-23, MF-24), what of the source cannot be exported,
-/// and `more` lines.
+/// and `more` lines. Where patients are left out, no resource of the source is named.
 fn write_remarks(
     context: &Context,
     runtime: &Handle,
     grant: &Grant,
     snapshot: &dyn Snapshot,
     more: Vec<Vec<u8>>,
+    without_names: bool,
 ) -> Result<Vec<OutputObject>, JobError> {
     let (kind, resource_type) = (OutputKind::Outcome, ResourceType::OPERATION_OUTCOME);
     let mut files = LineFiles::new(context, runtime, grant, kind, resource_type);
@@ -266,6 +271,7 @@ fn write_remarks(
     }
     let mut stored = Ok(());
     let listed = snapshot.problems(&mut |problem| {
+        let problem = if without_names { consent::unnamed(problem) } else { problem };
         stored = files.add(outcome::problem_line(&problem));
         match &stored {
             Ok(()) => Ok(()),

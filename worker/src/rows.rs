@@ -13,7 +13,7 @@ use flatbed_types::{Codec, KeyRange, Lane, Position, ResourceType, Section, caps
 use tokio::runtime::Handle;
 
 use crate::slot::{Grant, open_list, reopen};
-use crate::{Context, internal, source_error};
+use crate::{Context, consent, internal, source_error};
 
 /// The rows of a task, in an order that can be cut.
 pub(crate) enum Rows {
@@ -27,7 +27,7 @@ impl Rows {
     /// What a grant of this lane asks for.
     pub fn open(context: &Context, runtime: &Handle, grant: &Grant, lane: Lane) -> Result<Rows, JobError> {
         let snapshot = reopen(context, grant)?;
-        let select = select(context, runtime, grant, lane)?;
+        let select = select(context, runtime, grant, lane)?.without(consent::given(context, runtime, grant)?);
         let request = &grant.request;
         // Supporting resources are wanted whatever their age (`decisions.md` 3).
         let window = match grant.round {

@@ -10,11 +10,12 @@ use flatbed_proto::convert::{Wire, each, optional, required, u128_from};
 use flatbed_proto::convert_task::kind_from_wire;
 use flatbed_proto::wire::lease as wire;
 use flatbed_types::attachment::AttachmentSecret;
+use flatbed_types::consent::ConsentRule;
 use flatbed_types::job::{JobError, ObjectPointer, SourcePin, Volume};
 use flatbed_types::layout::Writer;
 use flatbed_types::task::{MergeInput, TaskKind};
 use flatbed_types::{
-    AttemptId, Codec, ErrorCode, ExportRequest, JobId, KeyRange, Position, SessionId, TaskId, Token,
+    AttemptId, ClientId, Codec, ErrorCode, ExportRequest, JobId, KeyRange, Position, SessionId, TaskId, Token,
 };
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
@@ -48,6 +49,12 @@ pub(crate) struct Grant {
     pub seal_bytes: u64,
     pub seal_ms: u64,
     pub attachment_secret: Option<AttachmentSecret>,
+    /// The client that the job is for.
+    pub client: Option<ClientId>,
+    /// Which roster says whom the job leaves out.
+    pub consent: Option<ConsentRule>,
+    /// The list of these; absent for the plan task.
+    pub exclusions: Option<ObjectPointer>,
 }
 
 impl Grant {
@@ -75,6 +82,12 @@ impl Grant {
             seal_bytes: output.seal_bytes,
             seal_ms: output.seal_ms,
             attachment_secret: secret_from_wire(&message.attachment_secret)?,
+            client: match message.client.as_str() {
+                "" => None,
+                text => Some(text.parse().map_err(|_| Malformed("grant.client"))?),
+            },
+            consent: optional(message.consent)?,
+            exclusions: optional(message.exclusions)?,
         })
     }
 

@@ -161,6 +161,9 @@ fn grant_message(driver: &Driver, job: &Job, holder: &Holder, spec: GrantSpec) -
             seal_ms,
         }),
         attachment_secret: secret_to_wire(record.attachment_secret.as_ref()),
+        client: record.client.to_string(),
+        consent: record.consent.as_ref().map(Wire::to_wire),
+        exclusions: record.exclusions.as_ref().map(|exclusions| exclusions.list.to_wire()),
     }
 }
 

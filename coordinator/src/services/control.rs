@@ -149,6 +149,7 @@ fn result_of(result: Option<wire::complete_request::Result>) -> Result<TaskResul
             patients: plan.patients,
             roster: optional(plan.roster)?.map(|roster| (roster, plan.roster_len)),
             files: each(plan.files)?,
+            exclusions: optional(plan.exclusions)?.map(Box::new),
         })),
         wire::complete_request::Result::Resolve(resolve) => {
             let mut counts = BTreeMap::new();

@@ -7,6 +7,7 @@ use flatbed_proto::convert::{error_code_from, u128_bytes};
 use flatbed_proto::status::to_status;
 use flatbed_proto::wire::job::CreateJobResponse;
 use flatbed_proto::wire::lease as lease_wire;
+use flatbed_types::consent::ConsentRule;
 use flatbed_types::job::JobRecord;
 use flatbed_types::{ClientId, ErrorCode, ExportRequest, JobId, caps};
 use tonic::Status;
@@ -73,6 +74,7 @@ impl Services {
             }
             let mut record = record;
             record.request.cohort = self.cohort_plan(&record).await?;
+            record.consent = self.consent_rule(&record.client).await?;
             self.check_source(&record.request).await?;
             if idempotency_key.is_empty() {
                 return self.create_new(&record, None).await;
@@ -80,6 +82,13 @@ impl Services {
             self.create_or_repeat(&record, &idempotency_key).await
         };
         finish(work).await
+    }
+
+    /// Which roster goes for a new job. From here on whoever works for it has to know what that says.
+    async fn consent_rule(&self, client: &ClientId) -> Result<Option<ConsentRule>, Status> {
+        let Some(location) = &self.context.options.exclusions else { return Ok(None) };
+        let purpose = self.stored_client(client).await?.and_then(|(_, client)| client.purpose);
+        Ok(Some(ConsentRule { location: location.clone(), purpose }))
     }
 
     /// Counts the client's unfinished jobs. Whoever admits one more changes the client's ticket, so that two who

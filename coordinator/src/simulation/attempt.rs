@@ -246,6 +246,7 @@ impl<'a> Work<'a> {
             roster: roster.as_ref().map(|(pointer, _)| pointer.to_wire()),
             roster_len: roster.map_or(0, |(_, len)| len),
             files: each_to_wire(&outcomes),
+            exclusions: None,
         };
         self.complete(complete_request::Result::Plan(result)).await
     }

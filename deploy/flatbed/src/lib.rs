@@ -10,6 +10,7 @@ pub mod dial;
 pub mod display;
 mod edge;
 pub mod embedded;
+pub mod exclusions;
 pub mod folder;
 pub mod jwk;
 pub mod options;

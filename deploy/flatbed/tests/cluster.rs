@@ -189,6 +189,7 @@ impl World {
             slots: 2,
             scratch: self.scratch.path().to_path_buf(),
             sort_budget: 1 << 20,
+            open_location: flatbed::exclusions::open,
         };
         let options = EmbeddedOptions {
             state: self.state.clone(),

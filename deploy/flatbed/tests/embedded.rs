@@ -58,6 +58,7 @@ impl Parts {
             slots: 1,
             scratch: self.folder.path().to_owned(),
             sort_budget: 1 << 20,
+            open_location: flatbed::exclusions::open,
         };
         let options = EmbeddedOptions {
             state: self.state.clone(),

@@ -1,6 +1,7 @@
 //! The job record: what outlives every process.
 
 use crate::attachment::AttachmentSecret;
+use crate::consent::{ConsentRule, Exclusions};
 use crate::{ClientId, Codec, ErrorCode, ExportRequest, Instant, JobId};
 
 /// Where a job stands. `coordination.md` section 6 has the diagram.
@@ -164,6 +165,13 @@ pub struct JobRecord {
     pub swept: bool,
     /// Under which URLs of attachments are given out, where the request asks for such.
     pub attachment_secret: Option<AttachmentSecret>,
+    /// Which roster says whom the job leaves out, where the service has one; fixed when the job is created.
+    pub consent: Option<ConsentRule>,
+    /// What it said; fixed with the first plan, and there whenever `consent` is.
+    pub exclusions: Option<Exclusions>,
+    /// Rows that were left out because of it; set with `Complete`. For operators: how much there is of a patient is
+    /// not told to clients.
+    pub excluded_rows: u64,
 }
 
 impl JobRecord {
@@ -199,6 +207,9 @@ impl JobRecord {
             error: None,
             swept: false,
             attachment_secret: None,
+            consent: None,
+            exclusions: None,
+            excluded_rows: 0,
         }
     }
 }

@@ -35,6 +35,7 @@
 //! | `r/<xx>/…keys` | reference sidecar of a commit, same name pattern |
 //! | `plan/draft-<attempt>-<nonce>.pb` | what the source said |
 //! | `plan/roster-<attempt>-<nonce>.keys` | sorted patient ids |
+//! | `plan/exclusions-<attempt>-<nonce>.keys` | sorted ids of patients that the job leaves out |
 //! | `plan/keys-<round>-<attempt>-<nonce>.keys` | sorted supporting keys of a round |
 //! | `plan/<round>-<sha256>.pb` | a plan |
 //! | `plan/merge-<sha256>.pb` | the plan of merge tasks |
@@ -349,6 +350,11 @@ pub fn attempt_of(key: &str) -> Option<AttemptId> {
 /// The key of a plan draft.
 pub fn draft_object(root: &str, attempt: AttemptId, nonce: Nonce) -> String {
     format!("{root}/plan/draft-{attempt}-{nonce}.pb")
+}
+
+/// The key of a job's list of exclusions.
+pub fn exclusions_object(root: &str, attempt: AttemptId, nonce: Nonce) -> String {
+    format!("{root}/plan/exclusions-{attempt}-{nonce}.keys")
 }
 
 /// The key of a roster.

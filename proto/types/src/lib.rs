@@ -8,6 +8,7 @@
 pub mod attachment;
 pub mod caps;
 pub mod cohort;
+pub mod consent;
 pub mod content;
 pub mod elements;
 pub mod error_code;

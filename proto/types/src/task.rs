@@ -86,6 +86,8 @@ pub struct RowCounts {
     pub filtered: u64,
     /// Rows left out because one of their patients is not among the patients asked for.
     pub withheld: u64,
+    /// Rows left out because one of their patients is on the roster of exclusions.
+    pub excluded: u64,
 }
 
 impl RowCounts {
@@ -94,6 +96,7 @@ impl RowCounts {
         self.written += other.written;
         self.filtered += other.filtered;
         self.withheld += other.withheld;
+        self.excluded += other.excluded;
     }
 }
 

@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+use crate::consent::Purpose;
 use crate::registration::Registration;
 use crate::{ClientId, FhirId, Instant, Level, caps};
 
@@ -131,6 +132,9 @@ pub struct ClientRecord {
     pub allow_repeated_jti: bool,
     /// Of a client that registered itself: what it said, and how it may change that.
     pub registration: Option<Box<Registration>>,
+    /// What it uses data for, by which rosters of exclusions tell clients apart; `None` where that is not known: then rows
+    /// of every purpose concern it.
+    pub purpose: Option<Purpose>,
 }
 
 /// Why a client cannot be registered like this.
@@ -165,6 +169,7 @@ impl ClientRecord {
             disabled: false,
             allow_repeated_jti: false,
             registration: None,
+            purpose: None,
         }
     }
 

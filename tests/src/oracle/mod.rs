@@ -66,6 +66,8 @@ pub struct Query {
     pub searches: Vec<Search>,
     /// `includeAssociatedData`.
     pub associated: Associated,
+    /// Patients that must not be in it.
+    pub excluded: BTreeSet<String>,
 }
 
 impl Query {
@@ -79,6 +81,7 @@ impl Query {
             patients: BTreeSet::new(),
             searches: Vec::new(),
             associated: Associated::Unasked,
+            excluded: BTreeSet::new(),
         }
     }
 
@@ -265,7 +268,7 @@ impl Store {
             if query.associated != Associated::Unasked && resource.resource_type == "Provenance" {
                 continue;
             }
-            if covered && wanted && query.wants_moment(resource) {
+            if covered && wanted && query.wants_moment(resource) && !self.is_out(resource, query) {
                 emitted.insert(index);
             }
         }
@@ -309,6 +312,24 @@ impl Store {
         }
     }
 
+    /// Whether a resource has to do with a patient who must not be in the export, or may have: it is in one of their
+    /// compartments, or is in nobody's and names one, or somebody of whom that cannot be told, or nobody says whose
+    /// content it is, or it says where any such resource is from.
+    fn is_out(&self, resource: &Resource, query: &Query) -> bool {
+        if query.excluded.is_empty() {
+            return false;
+        }
+        let is_out = |resource: &Resource| {
+            if !resource.patients.is_empty() {
+                return !resource.patients.is_disjoint(&query.excluded);
+            }
+            let names_any = resource.named.contains("") || !resource.named.is_disjoint(&query.excluded);
+            names_any || (resource.resource_type == "Binary" && resource.named.is_empty())
+        };
+        let targets = resource.targets.iter().filter_map(|target| self.by_key.get(target));
+        is_out(resource) || targets.map(|index| &self.resources[*index]).any(is_out)
+    }
+
     fn add_associated(&self, query: &Query, asked: Option<&BTreeSet<String>>, emitted: &mut BTreeSet<usize>) {
         let provenance: Vec<usize> = (0..self.resources.len())
             .filter(|index| self.resources[*index].resource_type == "Provenance")
@@ -334,7 +355,8 @@ impl Store {
                 let counts = query.associated == Associated::Relevant || newest.get(target) == Some(&index);
                 is_returned && belongs && counts
             });
-            if comes && self.is_covered(&self.resources[index], query, asked) {
+            let resource = &self.resources[index];
+            if comes && self.is_covered(resource, query, asked) && !self.is_out(resource, query) {
                 emitted.insert(index);
             }
         }
@@ -350,7 +372,7 @@ impl Store {
                 let resource = &self.resources[index];
                 let own =
                     resource.patients.is_empty() && asked.is_none_or(|asked| resource.named.is_subset(asked));
-                if wanted && own && emitted.insert(index) {
+                if wanted && own && !self.is_out(resource, query) && emitted.insert(index) {
                     found.push(index);
                 }
             }

@@ -40,6 +40,7 @@ mod auth_keys;
 mod auth_tokens;
 mod auth_walls;
 mod cohorts;
+mod consent;
 mod delete;
 mod elements;
 mod errors;

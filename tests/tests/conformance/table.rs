@@ -10,13 +10,14 @@ use flatbed_tests::conformance::table::with_summary;
 const WRITE: &str = "FLATBED_CONFORMANCE_WRITE";
 
 /// The checks of all modules.
-const MODULES: [&[&str]; 25] = [
+const MODULES: [&[&str]; 26] = [
     crate::associated::CHECKS,
     crate::auth::CHECKS,
     crate::auth_keys::CHECKS,
     crate::auth_tokens::CHECKS,
     crate::auth_walls::CHECKS,
     crate::cohorts::CHECKS,
+    crate::consent::CHECKS,
     crate::delete::CHECKS,
     crate::elements::CHECKS,
     crate::errors::CHECKS,

@@ -91,8 +91,9 @@ pub const BEYOND_THE_DEFINITION: &[(&str, &[&str])] = &[("Device", &["patient"])
 pub struct Belonging {
     /// The ids of its patients, sorted, each once.
     pub patients: Vec<Vec<u8>>,
-    /// The ids of patients that a row of no patient names all the same, where it could be looked up as a supporting
-    /// resource: it is given only to exports that cover them. Sorted, each once; empty for one that cannot be told.
+    /// The ids of patients that a row of no patient names all the same, but for the members of a Group: as a supporting
+    /// resource it is given only to exports that cover them, and to none that leaves one of them out. Sorted, each once;
+    /// empty for one that cannot be told.
     pub named: Vec<Vec<u8>>,
     /// The keys (`type ‖ 0x00 ‖ id`) of supporting resources that it refers to, sorted, each once.
     pub supporting: Vec<Vec<u8>>,
@@ -103,6 +104,8 @@ pub struct Belonging {
 
 /// Where a Provenance names what it is about.
 pub const TARGET: &[u8] = b"target";
+/// Where a Group names its members.
+const MEMBER: &[u8] = b"member.entity";
 /// Types whose lookup is remembered while one resource is read: some refer to thousands of others, of few types.
 const REMEMBERED: usize = 16;
 
@@ -110,7 +113,7 @@ const REMEMBERED: usize = 16;
 pub struct Collect {
     paths: &'static [&'static str],
     found: Belonging,
-    names_patients: bool,
+    is_group: bool,
     has_targets: bool,
     remembered: [Option<ResourceType>; REMEMBERED],
 }
@@ -140,10 +143,10 @@ impl Compartment {
         if resource_type == ResourceType::PATIENT {
             found.patients.push(id.as_bytes().to_vec());
         }
-        let paths = if resource_type == ResourceType::GROUP { &[] } else { self.paths(resource_type) };
-        let names_patients = flatbed_types::lane::is_supporting(resource_type);
+        let is_group = resource_type == ResourceType::GROUP;
+        let paths = if is_group { &[] } else { self.paths(resource_type) };
         let has_targets = resource_type == ResourceType::PROVENANCE;
-        Collect { paths, found, names_patients, has_targets, remembered: [None; REMEMBERED] }
+        Collect { paths, found, is_group, has_targets, remembered: [None; REMEMBERED] }
     }
 }
 
@@ -151,7 +154,7 @@ impl Collect {
     /// Takes one reference: the path of keys to the Reference, and its `reference`.
     pub fn reference(&mut self, path: &[u8], reference: &[u8]) {
         let Some((name, id)) = split_relative(reference) else {
-            if self.names_patients && memchr::memmem::find(reference, b"Patient/").is_some() {
+            if !self.is_member(path) && memchr::memmem::find(reference, b"Patient/").is_some() {
                 self.found.named.push(Vec::new());
             }
             return;
@@ -163,12 +166,17 @@ impl Collect {
         if resource_type == ResourceType::PATIENT {
             if self.paths.iter().any(|member| member.as_bytes() == path) {
                 self.found.patients.push(id.to_vec());
-            } else if self.names_patients {
+            } else if !self.is_member(path) {
                 self.found.named.push(id.to_vec());
             }
         } else if flatbed_types::lane::is_supporting(resource_type) {
             self.found.supporting.push(key_of(resource_type, id));
         }
+    }
+
+    /// Whether a Group has its members here: there may be millions, and they stand in its line.
+    fn is_member(&self, path: &[u8]) -> bool {
+        self.is_group && path == MEMBER
     }
 
     fn type_named(&mut self, name: &[u8]) -> Option<ResourceType> {

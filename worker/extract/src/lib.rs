@@ -10,6 +10,7 @@ pub mod cohort;
 pub mod compartment;
 pub mod cut;
 pub mod encode;
+pub mod exclusions;
 pub mod header;
 pub mod join;
 pub mod keylist;

@@ -62,6 +62,8 @@ pub struct Piece {
     pub filtered: u64,
     /// Rows left out because one of their patients is not among those asked for.
     pub withheld: u64,
+    /// Rows left out because one of their patients must be ([`Select::Without`](crate::source::Select::Without)).
+    pub excluded: u64,
 }
 
 impl Piece {
@@ -77,6 +79,7 @@ impl Piece {
             references: Vec::new(),
             filtered: 0,
             withheld: 0,
+            excluded: 0,
         }
     }
 }

@@ -1,7 +1,9 @@
 //! Which rows of a compartment lane an export emits: one rule for all sources.
 
 use std::io;
+use std::sync::Arc;
 
+use crate::keylist::KeyList;
 use crate::source::{Change, Patients, Select, Window};
 
 /// What happens to one row under one of its patients.
@@ -15,6 +17,24 @@ pub enum Verdict {
     Filtered,
     /// It is left out because one of its patients is not among those asked for.
     Withheld,
+    /// It would be written, but one of its patients must be left out.
+    Excluded,
+}
+
+/// What becomes of a row of these patients that would have this verdict otherwise.
+fn unless_excluded(
+    excluded: Option<&Arc<KeyList>>,
+    verdict: Verdict,
+    patients: &[&[u8]],
+) -> io::Result<Verdict> {
+    if let (Some(list), Verdict::Emit) = (excluded, verdict) {
+        for patient in patients {
+            if list.contains(patient)? {
+                return Ok(Verdict::Excluded);
+            }
+        }
+    }
+    Ok(verdict)
 }
 
 /// Decides about a row that stands under `patient` and belongs to all of `patients` (sorted, `patient`
@@ -27,14 +47,15 @@ pub fn decide_compartment_row(
     patient: &[u8],
     patients: &[&[u8]],
 ) -> io::Result<Verdict> {
+    let (select, excluded) = select.parts();
     let list = match select {
         Select::All => {
             if patients.first().is_some_and(|least| *least != patient) {
                 return Ok(Verdict::Elsewhere);
             }
-            return Ok(in_window(window, changed));
+            return unless_excluded(excluded, in_window(window, changed), patients);
         }
-        Select::Keys { .. } => return Ok(Verdict::Elsewhere),
+        Select::Keys { .. } | Select::Without(_) => return Ok(Verdict::Elsewhere),
         Select::Members(list) | Select::EveryPatient(list) => list,
     };
     if !list.contains(patient)? {
@@ -52,7 +73,7 @@ pub fn decide_compartment_row(
             }
         }
     }
-    Ok(in_window(window, changed))
+    unless_excluded(excluded, in_window(window, changed), patients)
 }
 
 /// The same where rows stand under each of their patients ([`Patients::Each`]): whether this one is of the job.
@@ -62,12 +83,14 @@ pub fn decide_for_each(
     changed: impl Into<Change>,
     patient: &[u8],
 ) -> io::Result<Verdict> {
+    let (select, excluded) = select.parts();
     let is_of_job = match select {
         Select::All => true,
-        Select::Keys { .. } => false,
+        Select::Keys { .. } | Select::Without(_) => false,
         Select::Members(list) | Select::EveryPatient(list) => list.contains(patient)?,
     };
-    Ok(if is_of_job { in_window(window, changed) } else { Verdict::Elsewhere })
+    let verdict = if is_of_job { in_window(window, changed) } else { Verdict::Elsewhere };
+    unless_excluded(excluded, verdict, &[patient])
 }
 
 /// What becomes of a row that belongs to these patients (sorted, at least one): the answer of the one who decides.
@@ -78,8 +101,8 @@ pub fn decide_row(
     patients: &[&[u8]],
 ) -> io::Result<Verdict> {
     let mut deciding = None;
-    match select {
-        Select::All | Select::Keys { .. } => deciding = patients.first(),
+    match select.parts().0 {
+        Select::All | Select::Keys { .. } | Select::Without(_) => deciding = patients.first(),
         Select::Members(list) | Select::EveryPatient(list) => {
             for patient in patients {
                 if list.contains(patient)? {
@@ -115,8 +138,9 @@ pub fn decide_patient_row(
     row: &PatientRow<'_>,
 ) -> io::Result<Verdict> {
     let PatientRow { patient, id, patients } = *row;
-    let is_of_job = match select {
-        Select::All | Select::Keys { .. } => true,
+    let (base, excluded) = select.parts();
+    let is_of_job = match base {
+        Select::All | Select::Keys { .. } | Select::Without(_) => true,
         Select::Members(list) | Select::EveryPatient(list) => list.contains(id)?,
     };
     if is_of_job != (whose == Patients::Themselves) || (is_of_job && patient != id) {
@@ -125,14 +149,14 @@ pub fn decide_patient_row(
     if !is_of_job {
         return decide_compartment_row(select, window, changed, patient, patients);
     }
-    if let Select::EveryPatient(list) = select {
+    if let Select::EveryPatient(list) = base {
         for other in patients {
             if !list.contains(other)? {
                 return Ok(Verdict::Withheld);
             }
         }
     }
-    Ok(in_window(window, changed))
+    unless_excluded(excluded, in_window(window, changed), patients)
 }
 
 /// Decides about a row by its moment alone.
@@ -143,13 +167,11 @@ pub fn in_window(window: &Window, changed: impl Into<Change>) -> Verdict {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
-    use std::sync::Arc;
 
     use flatbed_types::Instant;
     use proptest::prelude::*;
 
     use super::*;
-    use crate::keylist::KeyList;
 
     proptest! {
         /// Whatever the row's patients and the job's: exactly one patient decides about a row that the job
@@ -177,6 +199,55 @@ mod tests {
             let together =
                 decide_row(&select, &Window::default(), Instant::from_millis(0), &patients).unwrap();
             prop_assert_eq!(together, expected.first().copied().unwrap_or(Verdict::Elsewhere));
+        }
+    }
+
+    proptest! {
+        /// Whoever must be left out: a row is decided about by the same patient as otherwise; it is excluded exactly
+        /// where it would be written and any of its patients is on the list, however Patients are read.
+        #[test]
+        fn the_excluded_take_their_rows_with_them(
+            others in proptest::collection::btree_set("p[0-9]", 0..4),
+            id in "p[0-9]",
+            job in proptest::option::of(proptest::collection::btree_set("p[0-9]", 0..6)),
+            every in any::<bool>(),
+            excluded in proptest::collection::btree_set("p[0-9]", 0..6),
+        ) {
+            let list = |ids: &BTreeSet<String>| Arc::new(KeyList::from_keys(ids.iter().map(String::as_bytes)).unwrap());
+            let select = match &job {
+                None => Select::All,
+                Some(job) if every => Select::EveryPatient(list(job)),
+                Some(job) => Select::Members(list(job)),
+            };
+            let without = select.clone().without(Some(list(&excluded)));
+            let row: BTreeSet<&str> = others.iter().map(String::as_str).chain([id.as_str()]).collect();
+            let patients: Vec<&[u8]> = row.iter().map(|p| p.as_bytes()).collect();
+            let is_excluded = row.iter().any(|patient| excluded.contains(*patient));
+            let (open, moment) = (Window::default(), Instant::from_millis(0));
+            for patient in &patients {
+                for whose in [None, Some(Patients::Themselves), Some(Patients::Others), Some(Patients::Each)] {
+                    let decide = |select: &Select| match whose {
+                        None => decide_compartment_row(select, &open, moment, patient, &patients).unwrap(),
+                        Some(Patients::Each) => decide_for_each(select, &open, moment, patient).unwrap(),
+                        Some(whose) => {
+                            let row = PatientRow { patient, id: id.as_bytes(), patients: &patients };
+                            decide_patient_row(whose, select, &open, moment, &row).unwrap()
+                        }
+                    };
+                    let own = std::str::from_utf8(patient).unwrap();
+                    let is_out = if whose == Some(Patients::Each) { excluded.contains(own) } else { is_excluded };
+                    let expected = match decide(&select) {
+                        Verdict::Emit if is_out => Verdict::Excluded,
+                        other => other,
+                    };
+                    prop_assert_eq!(decide(&without), expected);
+                }
+            }
+            let expected = match decide_row(&select, &open, moment, &patients).unwrap() {
+                Verdict::Emit if is_excluded => Verdict::Excluded,
+                other => other,
+            };
+            prop_assert_eq!(decide_row(&without, &open, moment, &patients).unwrap(), expected);
         }
     }
 

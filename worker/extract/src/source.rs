@@ -244,6 +244,37 @@ pub enum Select {
         /// The patients of the job, where it covers some only.
         roster: Option<Arc<KeyList>>,
     },
+    /// Of these, all rows but those of which any patient is in the list, which count as excluded: patients whose data
+    /// must not be given out (`flatbed_types::consent`), rows that they share with others, and standalone rows that
+    /// name them or of which that cannot be told. Never nested.
+    Without(Arc<Without>),
+}
+
+/// What [`Select::Without`] is made of.
+pub struct Without {
+    /// The rows.
+    pub of: Select,
+    /// The patients that are left out.
+    pub excluded: Arc<KeyList>,
+}
+
+impl Select {
+    /// These rows without those of excluded patients; a list of nobody excludes nothing and costs nothing.
+    #[must_use]
+    pub fn without(self, excluded: Option<Arc<KeyList>>) -> Select {
+        match excluded.filter(|list| !list.is_empty()) {
+            Some(excluded) => Select::Without(Arc::new(Without { of: self, excluded })),
+            None => self,
+        }
+    }
+
+    /// The rows before anybody is left out, and who is.
+    pub fn parts(&self) -> (&Select, Option<&Arc<KeyList>>) {
+        match self {
+            Select::Without(without) => (&without.of, Some(&without.excluded)),
+            other => (other, None),
+        }
+    }
 }
 
 /// Whether a scan of a compartment lane keeps its patients apart, so that lanes can be put together by patient

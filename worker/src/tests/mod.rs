@@ -1,5 +1,6 @@
 //! Workers against coordinators that do as they are told, in one process.
 
+mod consent;
 mod cutting;
 mod delivering;
 mod draining;
@@ -25,6 +26,7 @@ use flatbed_types::layout::output_object;
 use flatbed_types::task::{CommitRecord, TaskKind};
 use flatbed_types::{Codec, ExportRequest, KeyRange, Lane, Level, WorkerId};
 use hyper_util::rt::TokioIo;
+use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
@@ -47,6 +49,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(super) enum Event {
     Message(worker_message::Message),
     Commit(Box<wire::CommitRequest>),
+    Complete(Box<wire::CompleteRequest>),
     /// A session ended.
     Closed,
 }
@@ -166,9 +169,11 @@ impl Control for Served {
 
     async fn complete(
         &self,
-        _request: Request<wire::CompleteRequest>,
+        request: Request<wire::CompleteRequest>,
     ) -> Result<Response<wire::CommitResponse>, Status> {
-        Err(Status::unimplemented("no test needs it"))
+        let heard = Event::Complete(Box::new(request.into_inner()));
+        let _ = self.0.events.send((self.0.address.clone(), heard));
+        Ok(Response::new(verdict(wire::CommitVerdict::Accepted)))
     }
 }
 
@@ -278,6 +283,10 @@ impl World {
             slots,
             scratch: self.scratch.path().to_owned(),
             sort_budget: 1 << 20,
+            open_location: |path| {
+                let key = Path::from_absolute_path(path).map_err(|error| error.to_string())?;
+                Ok((Arc::new(LocalFileSystem::new()), key))
+            },
         };
         Worker::start(self.coordinators(seeds), source, self.objects.clone(), options).unwrap()
     }

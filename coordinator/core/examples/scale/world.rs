@@ -426,6 +426,7 @@ impl World {
                     draft: ObjectPointer { key: "draft".to_owned(), sha256: [7; 32], size: 1 },
                     patients: self.options.members,
                     roster: None,
+                    exclusions: None,
                     files: Vec::new(),
                 });
                 let reply = self.expect_reply(worker, attempt, true);

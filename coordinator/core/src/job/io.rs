@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use flatbed_types::consent::Exclusions;
 use flatbed_types::job::{JobError, JobRecord, JobState, ObjectPointer, StopKind};
 use flatbed_types::manifest::{Manifest, PageRecord};
 use flatbed_types::task::{
@@ -71,6 +72,8 @@ pub struct PlanResult {
     pub roster: Option<(ObjectPointer, u64)>,
     /// Files that are written already: OperationOutcomes about the request and the source, and what was deleted from it.
     pub files: Vec<OutputObject>,
+    /// What the roster of exclusions said, where the job names one.
+    pub exclusions: Option<Box<Exclusions>>,
 }
 
 /// What a resolve task found.

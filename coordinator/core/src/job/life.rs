@@ -164,6 +164,8 @@ impl Job {
         result: Volume,
         last_page: Option<PageRecord>,
     ) {
+        let rows = self.ledger.commits().values().map(|commit| commit.payload.rows.excluded);
+        let excluded_rows = rows.fold(0, u64::saturating_add);
         let Some(changes) = self.ledger.complete() else { return };
         for change in &changes {
             self.apply(change);
@@ -171,6 +173,7 @@ impl Job {
         let took = now.millis() - self.record.created.millis();
         self.record.manifest = Some(manifest);
         self.record.result = result;
+        self.record.excluded_rows = excluded_rows;
         self.record.ended = Some(now);
         self.record.expires = Some(now.plus_millis(self.settings.retention_ms.max(3 * took)));
         let mut ops = vec![Op::DeleteTasks, Op::DeleteMarker];
@@ -186,6 +189,7 @@ impl Job {
         self.record.state = JobState::Finalizing;
         (self.record.manifest, self.record.ended, self.record.expires) = (None, None, None);
         self.record.result = Volume::default();
+        self.record.excluded_rows = 0;
         self.undo_last_page();
     }
 

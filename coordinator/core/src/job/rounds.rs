@@ -3,7 +3,7 @@
 use flatbed_types::job::{JobError, JobState, ObjectPointer, Volume};
 use flatbed_types::layout::{Writer, output_object};
 use flatbed_types::task::{LaneSurvey, OutputKind, Plan, PlannedTask, RowCounts, TaskKind};
-use flatbed_types::{Instant, Position, TaskId};
+use flatbed_types::{ErrorCode, Instant, Position, TaskId};
 
 use super::{
     Busy, CommitAnswer, Job, JobChange, JobCommit, Op, Output, Payload, Pending, ReplyId, TaskInfo,
@@ -185,6 +185,9 @@ impl Job {
             Ok(surveys) => surveys,
             Err(error) => return self.give_back(now, pending, error, out),
         };
+        if let Some(refused) = self.refuse_unfiltered(&pending) {
+            return self.give_back(now, pending, refused, out);
+        }
         let sizing = self.sizing(&surveys);
         let tasks = match &pending.result {
             TaskResult::Plan(result) => {
@@ -211,6 +214,14 @@ impl Job {
         let round = u32::try_from(self.record.plans.len()).unwrap_or(u32::MAX);
         self.busy = Some(Busy::Planning { pending, plan: plan.clone() });
         out.push(Output::WritePlan(round, plan));
+    }
+
+    /// A plan without exclusions, of a job that names a roster of them, would give out whoever is on it.
+    fn refuse_unfiltered(&self, pending: &Pending) -> Option<JobError> {
+        let TaskResult::Plan(result) = &pending.result else { return None };
+        let is_whole = self.record.consent.is_some() == result.exclusions.is_some();
+        let message = "a worker has planned this job without its roster of exclusions; are all workers of this version?";
+        (!is_whole).then(|| JobError { code: ErrorCode::Internal, message: message.to_owned() })
     }
 
     /// The plan could not be read or written: the worker will ask again.
@@ -254,6 +265,7 @@ impl Job {
                 self.record.pin = Some(result.pin);
                 self.record.draft = Some(result.draft);
                 self.record.roster = result.roster.map(|(pointer, _)| pointer);
+                self.record.exclusions = result.exclusions.map(|boxed| *boxed);
             }
             TaskResult::Resolve(result) => {
                 if next.is_some() {

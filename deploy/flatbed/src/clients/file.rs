@@ -10,6 +10,7 @@ use std::time::SystemTime;
 use flatbed_chassis::nearest;
 use flatbed_types::ClientId;
 use flatbed_types::caps;
+use flatbed_types::consent::InvalidPurpose;
 use flatbed_types::trust::{ClientKeys, ClientOrigin, ClientRecord, GroupGrant, LevelGrant};
 use toml::{Table, Value};
 
@@ -19,7 +20,7 @@ use super::{check_jwks, check_jwks_url, check_scopes};
 const MAX_FILE: u64 = 128 << 20;
 
 /// The keys of an entry.
-const KEYS: [&str; 10] = [
+const KEYS: [&str; 11] = [
     "id",
     "name",
     "jwks",
@@ -30,6 +31,7 @@ const KEYS: [&str; 10] = [
     "max_jobs",
     "disabled",
     "allow_repeated_jti",
+    "purpose",
 ];
 
 /// Whether clients need keys of their own: not where another server makes their tokens.
@@ -159,6 +161,10 @@ fn read_entry(entry: Table, needed: KeysNeeded, load: Load<'_>) -> Result<Client
     };
     client.disabled = flag_of(&entry, "disabled")?;
     client.allow_repeated_jti = flag_of(&entry, "allow_repeated_jti")?;
+    client.purpose = match text_of(&entry, "purpose")? {
+        None => None,
+        Some(text) => Some(text.parse().map_err(|problem: InvalidPurpose| problem.to_string())?),
+    };
     client.check().map_err(|problem| problem.to_string())?;
     Ok(client)
 }
@@ -262,7 +268,7 @@ mod tests {
     fn an_entry_says_what_the_surface_promises() {
         let text = "[[client]]\nid = \"aco-17\"\nname = \"Example ACO\"\njwks = \"good.json\"\n\
                     scopes = [\"system/*.rs\", \"system/Group.rs\"]\ngroups = [\"roster-2026\"]\n\
-                    levels = [\"group\", \"patient\"]\nmax_jobs = 2\ndisabled = true\n\
+                    levels = [\"group\", \"patient\"]\nmax_jobs = 2\ndisabled = true\npurpose = \"TREAT\"\n\
                     [[client]]\nid = \"b\"\njwks_url = \"https://b.example/jwks\"\ngroups = [\"*\"]\n";
         let clients = parsed(text).unwrap();
         let first = &clients[&"aco-17".parse().unwrap()];
@@ -278,6 +284,7 @@ mod tests {
         assert_eq!(second.keys, ClientKeys::Url("https://b.example/jwks".to_owned()));
         assert_eq!((&second.groups, second.levels), (&GroupGrant::All, LevelGrant::USUAL));
         assert_eq!((second.max_jobs, second.disabled), (None, false));
+        assert_eq!((&first.purpose, &second.purpose), (&Some("TREAT".parse().unwrap()), &None));
         assert!(parsed("").unwrap().is_empty());
     }
 
@@ -294,6 +301,7 @@ mod tests {
             (format!("{good}groups = [\"a b\"]"), "is no id of a Group"),
             (format!("{good}max_jobs = 0"), "max_jobs is a number from 1"),
             (format!("{good}disabled = \"no\""), "disabled is true or false"),
+            (format!("{good}purpose = \"*\""), "a purpose has 1 to 64"),
             (format!("{good}jwks_url = \"https://a.example\""), "exclude each other"),
             ("jwks = \"bad.json\"".to_owned(), "jwks = \"bad.json\": not a JSON Web Key Set"),
             ("jwks = \"none.json\"".to_owned(), "cannot be read"),

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow};
 use clap::{Args, Subcommand};
 use flatbed_gateway::trust_client::{Removal, TrustClient};
+use flatbed_types::consent::Purpose;
 use flatbed_types::registration::InvitationId;
 use flatbed_types::trust::{ClientKeys, ClientOrigin, ClientRecord, GroupGrant};
 use flatbed_types::{ClientId, caps};
@@ -102,6 +103,10 @@ struct AddArgs {
     /// Unfinished exports that it may have [default: as many as all clients].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_jobs: Option<u32>,
+
+    /// What it uses data for, as the roster of exclusions names it, like TREAT [default: rows of every purpose concern it].
+    #[arg(long, value_name = "CODE")]
+    purpose: Option<Purpose>,
 
     /// Register it, but give it no token for now.
     #[arg(long)]
@@ -240,6 +245,7 @@ fn as_json(client: &ClientRecord) -> Value {
         "groups": groups,
         "levels": client.levels.names().collect::<Vec<_>>(),
         "maxJobs": client.max_jobs,
+        "purpose": client.purpose.as_ref().map(ToString::to_string),
         "disabled": client.disabled,
         "state": state(client),
     });
@@ -285,6 +291,7 @@ fn described(args: &AddArgs) -> Result<ClientRecord, Failure> {
     let levels: Vec<&str> = args.levels.iter().map(String::as_str).collect();
     client.levels = file::levels_of(&levels).map_err(usage("--level"))?;
     client.max_jobs = args.max_jobs;
+    client.purpose = args.purpose.clone();
     client.disabled = args.disabled;
     client.check().map_err(|problem| Failure::usage(problem.to_string()))?;
     Ok(client)
@@ -352,12 +359,15 @@ mod tests {
         let rich = adds(&[&url[..], &more, &["--max-jobs", "3", "--name", "ACO"]].concat()).unwrap();
         assert_eq!((rich.scopes.as_str(), rich.max_jobs), ("system/*.rs system/Group.rs", Some(3)));
         assert_eq!(rich.groups, GroupGrant::All);
+        let with_purpose = adds(&[&url[..], &["--purpose", "TREAT"]].concat()).unwrap();
+        assert_eq!((as_json(&with_purpose)["purpose"].as_str(), plain.purpose), (Some("TREAT"), None));
         assert!(rich.levels.system && rich.levels.patient && !rich.levels.group);
         for (wrong, problem) in [
             (&["--scope", "user/*.rs"][..], "--scope: "),
             (&["--level", "ward"], "--level: "),
             (&["--group", "a b"], "--group: "),
             (&["--max-jobs", "0"], "max-jobs"),
+            (&["--purpose", "*"], "a purpose has 1 to 64"),
         ] {
             let said = adds(&[&url[..], wrong].concat()).unwrap_err();
             assert!(said.contains(problem), "{said}");

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::cli::Failure;
 use crate::display::{self, Progress, Reached, data, note};
 use crate::embedded::{Embedded, EmbeddedOptions};
+use crate::exclusions::{self, ConsentArgs};
 use crate::options::{Format, QueryOptions, SourceArgs, WrittenArgs, absolute, slots_or_cores, slots_range};
 use crate::places::{self, Claim, DataFolder};
 use crate::remote::{JobView, JobsApi};
@@ -52,6 +53,9 @@ pub struct ExportArgs {
 
     #[command(flatten)]
     pub written: WrittenArgs,
+
+    #[command(flatten)]
+    pub consent: ConsentArgs,
 
     /// Tasks at once [default: number of cores].
     #[arg(long, value_name = "N", value_parser = slots_range())]
@@ -139,12 +143,14 @@ async fn export(
         slots,
         scratch,
         sort_budget: sources::SORT_BUDGET,
+        open_location: exclusions::open,
     };
     let coordinator = CoordinatorOptions {
         codec: args.written.compress,
         target_file_size: args.written.target_file_size.0,
         // Nobody polls but this process.
         min_in_progress_ms: 0,
+        exclusions: args.consent.exclusions.clone(),
         ..CoordinatorOptions::default()
     };
     let cluster = Embedded::start(EmbeddedOptions {

@@ -1,6 +1,8 @@
 //! `flatbed jobs`: an operator's look at the jobs of a running service.
 
 use clap::{Args, Subcommand};
+use flatbed_types::consent::ConsentRule;
+use flatbed_types::job::{JobRecord, JobState};
 use flatbed_types::{ErrorCode, JobId};
 use serde_json::{Value, json};
 
@@ -154,6 +156,7 @@ fn show(job: &JobView, format: Format) -> Result<(), Failure> {
     let optional = [
         ("ended", record.ended.map(|ended| ended.to_string())),
         ("transaction time", record.transaction_time.map(|time| time.to_string())),
+        ("exclusions", record.consent.as_ref().map(|rule| exclusions(record, rule))),
         ("files until", record.expires.map(|expires| expires.to_string())),
         ("error", record.error.as_ref().map(|error| format!("{}: {}", error.code, error.message))),
     ];
@@ -161,6 +164,34 @@ fn show(job: &JobView, format: Format) -> Result<(), Failure> {
     let lines: Vec<String> = rows.into_iter().map(|(name, value)| format!("{name:<17} {value}")).collect();
     data(lines.join("\n"))?;
     Ok(())
+}
+
+/// What the roster of exclusions says of a job: its version, and how many patients and rows it takes out.
+fn exclusions(record: &JobRecord, rule: &ConsentRule) -> String {
+    let purpose =
+        rule.purpose.as_ref().map_or("any purpose".to_owned(), |purpose| format!("purpose {purpose}"));
+    let Some(said) = &record.exclusions else { return format!("not read yet, {purpose}, {}", rule.location) };
+    let rows = match record.state {
+        JobState::Complete => format!(", {} resources", display::count(record.excluded_rows)),
+        _ => String::new(),
+    };
+    let patients = display::count(said.patients);
+    format!("{patients} patients{rows} left out; version {}, {purpose}, {}", said.version, rule.location)
+}
+
+fn exclusions_as_json(record: &JobRecord) -> Value {
+    let Some(rule) = &record.consent else { return Value::Null };
+    let said = record.exclusions.as_ref();
+    let hex = |bytes: &[u8; 32]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    json!({
+        "location": rule.location,
+        "purpose": rule.purpose.as_ref().map(ToString::to_string),
+        "version": said.map(|said| &said.version),
+        "sha256": said.map(|said| hex(&said.roster_sha256)),
+        "listed": said.map(|said| said.listed),
+        "patients": said.map(|said| said.patients),
+        "resources": (record.state == JobState::Complete).then_some(record.excluded_rows),
+    })
 }
 
 /// A figure that only the job's coordinator knows; while that is being replaced nobody does.
@@ -200,6 +231,7 @@ fn as_json(job: &JobView) -> Value {
         "inFlight": {"resources": job.in_flight.rows, "bytes": job.in_flight.bytes},
         "estimate": {"resources": record.estimate.rows, "bytes": record.estimate.bytes},
         "result": {"resources": record.result.rows, "bytes": record.result.bytes},
+        "exclusions": exclusions_as_json(record),
         "error": record.error.as_ref().map(|error| json!({"code": error.code.name(), "message": error.message})),
     })
 }

@@ -24,7 +24,7 @@ use crate::service::door::{Auth, DoorArgs};
 use crate::service::probes::ServeProbe;
 use crate::service::settings::JobArgs;
 use crate::service::{AdminArgs, Life, open_output, open_own_folder};
-use crate::{folder, sources};
+use crate::{exclusions, folder, sources};
 
 /// The worker of a service in one process. Stable, so that a restarted worker is the same one.
 const WORKER: &str = "wrk_local";
@@ -137,6 +137,7 @@ async fn start(args: &ServeArgs, data: &DataFolder, output: &Output) -> Result<E
         slots,
         scratch,
         sort_budget: sources::SORT_BUDGET,
+        open_location: exclusions::open,
     };
     let options = EmbeddedOptions {
         state,

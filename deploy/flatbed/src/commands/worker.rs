@@ -18,7 +18,7 @@ use crate::rpc::RpcArgs;
 use crate::rpc::guard::Role;
 use crate::service::probes::WorkerProbe;
 use crate::service::{AdminArgs, Life, open_output};
-use crate::{folder, sources};
+use crate::{exclusions, folder, sources};
 
 /// How long a worker may take to seal and commit what it has.
 const DRAIN: Duration = Duration::from_secs(25);
@@ -80,7 +80,13 @@ pub async fn run(args: WorkerArgs) -> Result<(), Failure> {
     };
     let log = sources::preparation_log();
     let source = sources::open(&args.source, slots, data.path(), scratch.clone(), log).await?;
-    let options = WorkerOptions { id: id.clone(), slots, scratch, sort_budget: sources::SORT_BUDGET };
+    let options = WorkerOptions {
+        id: id.clone(),
+        slots,
+        scratch,
+        sort_budget: sources::SORT_BUDGET,
+        open_location: exclusions::open,
+    };
     let worker = Worker::start(coordinators.clone(), source.clone(), output.objects, options);
     let worker = worker.map_err(|error| anyhow!("cannot start the worker: {error}"))?;
     let probe = WorkerProbe { source, coordinators, slots, slots_busy: worker.slots_busy() };

@@ -7,6 +7,7 @@ use flatbed_chassis::{ByteSize, HumanDuration};
 use flatbed_coordinator::CoordinatorOptions;
 use flatbed_types::caps;
 
+use crate::exclusions::ConsentArgs;
 use crate::options::WrittenArgs;
 
 /// Options of jobs.
@@ -44,6 +45,10 @@ pub struct JobArgs {
     /// Files of a job above which small ones are joined.
     #[arg(long, value_name = "N", default_value_t = caps::MAX_FILES as u32, value_parser = clap::value_parser!(u32).range(1..=caps::MAX_FILES as i64))]
     pub max_files: u32,
+
+    /// Whom jobs leave out.
+    #[command(flatten)]
+    pub consent: ConsentArgs,
 }
 
 impl JobArgs {
@@ -61,6 +66,7 @@ impl JobArgs {
             advertise,
             max_jobs: self.max_jobs,
             max_files: self.max_files as usize,
+            exclusions: self.consent.exclusions.clone(),
             ..CoordinatorOptions::default()
         }
     }

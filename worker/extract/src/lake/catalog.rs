@@ -17,7 +17,7 @@ use super::list::{Listed, Listing};
 use crate::source::SourceError;
 
 /// Version of all formats of an index. Another one is built anew.
-const FORMAT: u32 = 6;
+const FORMAT: u32 = 7;
 /// Generations kept for the tasks of plans that were made from them. They share lanes that did not change.
 pub(super) const KEPT: usize = 16;
 /// Generations kept whatever their number of files.

@@ -52,6 +52,8 @@ mod tests_cut;
 #[cfg(test)]
 mod tests_damage;
 #[cfg(test)]
+mod tests_excluded;
+#[cfg(test)]
 mod tests_increments;
 #[cfg(test)]
 mod tests_isolation;

@@ -179,6 +179,7 @@ impl Collecting {
         value.clear();
         put_list(&mut value, &belonging.patients);
         put_list(&mut value, &belonging.supporting);
+        put_list(&mut value, &belonging.named);
         value.extend_from_slice(&encoded);
         key.clear();
         put_row_name(&mut key, id.as_bytes(), origin);
@@ -344,8 +345,9 @@ impl Join<'_> {
                     open.take().map_or(Ok(()), |row| row.push(&types, out))?;
                     if self.lot(origin) != Lot::LeftOut {
                         let (patients, supporting) = (take_list(&mut value)?, take_list(&mut value)?);
+                        let named = take_list(&mut value)?;
                         let (id, row, targets) = (key[..id_end].to_vec(), value.to_vec(), Vec::new());
-                        open = Some(Assembling { id, patients, supporting, targets, row });
+                        open = Some(Assembling { id, patients, named, supporting, targets, row });
                     }
                 }
                 Some([FOUND, number, id @ ..]) => {
@@ -402,6 +404,8 @@ fn find_homes(
 struct Assembling {
     id: Vec<u8>,
     patients: Vec<Vec<u8>>,
+    /// Patients that it names without being about them.
+    named: Vec<Vec<u8>>,
     supporting: Vec<Vec<u8>>,
     /// As the directory has them.
     targets: Vec<Vec<u8>>,
@@ -418,6 +422,9 @@ impl Assembling {
             let home = patients.first().map_or(&[][..], Vec::as_slice);
             let resource_type = resource_type.name().as_bytes();
             self.targets.push(Located { is_newest, resource_type, home, id }.encode());
+        } else {
+            // One step only: whose the other's targets are is not followed, so that it cannot be told.
+            self.named.push(Vec::new());
         }
         self.patients.extend(patients);
         Ok(())
@@ -434,6 +441,10 @@ impl Assembling {
             row.flags |= SEVERAL;
         } else {
             lists.clear();
+            if self.patients.is_empty() && !self.named.is_empty() {
+                row.flags |= SEVERAL;
+                put_list(&mut lists, &self.named);
+            }
         }
         for (flag, list) in [(REFERENCES, &self.supporting), (TARGETS, &self.targets)] {
             if !list.is_empty() {

@@ -3,6 +3,7 @@
 //! asked of rows (`shape`) and of what they target ([`associated`]).
 
 mod associated;
+mod excluded;
 mod pick;
 
 use std::io;
@@ -14,6 +15,7 @@ use flatbed_types::position::patient_of;
 use flatbed_types::{Instant, Position, ResourceType, Section};
 
 use self::associated::Targets;
+use self::excluded::Excluded;
 use self::pick::{home_key, is_mixed};
 use super::directory::{Directory, Entry, NAMES_BINARY, REFERENCES};
 use super::homes::{Homes, home_entry};
@@ -40,6 +42,8 @@ pub(super) struct LaneReader {
     homes: Homes,
     /// Of a scan of what is associated with other rows.
     targets: Option<Targets>,
+    /// Of a scan that leaves patients out.
+    excluded: Option<Excluded>,
     /// When the present piece was begun.
     begun: time::Instant,
     silent: usize,
@@ -63,6 +67,7 @@ struct Whole {
     block: usize,
     filtered: u64,
     withheld: u64,
+    excluded: u64,
     references: Vec<Vec<u8>>,
 }
 
@@ -81,6 +86,7 @@ struct Assembly {
     references: Vec<Vec<u8>>,
     filtered: u64,
     withheld: u64,
+    excluded: u64,
     /// Whose rows these are, where patients are kept apart.
     patient: Option<Vec<u8>>,
     next: Position,
@@ -142,9 +148,11 @@ impl LaneReader {
         lane: Arc<LaneFile>,
         scan: Scan,
     ) -> Result<LaneReader, SourceError> {
-        let by_patient = matches!(scan.select, Select::Members(_) | Select::EveryPatient(_));
+        let (select, excluded) = scan.select.parts();
+        let by_patient = matches!(select, Select::Members(_) | Select::EveryPatient(_));
         let fits = match scan.lane.section {
-            Section::Compartment => !matches!(scan.select, Select::Keys { .. }),
+            _ if matches!(select, Select::Without(_)) => false,
+            Section::Compartment => !matches!(select, Select::Keys { .. }),
             Section::Standalone => !by_patient && scan.patients == Patients::Together,
             Section::Organised => false,
         };
@@ -165,11 +173,13 @@ impl LaneReader {
             references: Vec::new(),
             filtered: 0,
             withheld: 0,
+            excluded: 0,
             patient: None,
             next: scan.range.lo.clone(),
             most: scan.most,
         };
         let associated = scan.associated.clone();
+        let excluded = excluded.cloned();
         Ok(LaneReader {
             lane,
             scan,
@@ -180,6 +190,7 @@ impl LaneReader {
             out,
             homes: Homes::default(),
             targets: associated.map(|associated| Targets::new(associated, open.clone())),
+            excluded: excluded.map(|list| Excluded::new(list, open.clone())),
             begun: time::Instant::now(),
             silent: 0,
             done: false,
@@ -226,6 +237,7 @@ impl LaneReader {
             references: std::mem::take(&mut out.references),
             filtered: std::mem::take(&mut out.filtered),
             withheld: std::mem::take(&mut out.withheld),
+            excluded: std::mem::take(&mut out.excluded),
         }
     }
 
@@ -261,7 +273,7 @@ impl LaneReader {
         };
         self.next_block += 1;
         let inside = range.lo.admits(&block.first) && !range.hi.admits(&block.last);
-        let all = matches!(self.scan.select, Select::All);
+        let all = matches!(self.scan.select.parts().0, Select::All);
         let overlaps = block.homes > 0 && self.scan.window.overlaps(block.first_changed, block.last_changed);
         // Where patients are kept apart, what is left out is counted for each of them: ranges are cut between them.
         if all && inside && !overlaps && !self.is_apart() {
@@ -277,13 +289,19 @@ impl LaneReader {
         let window = &self.scan.window;
         let in_time = window.contains(block.first_changed) && window.contains(block.last_changed);
         let needs_directory = self.scan.references && block.flags & REFERENCES != 0;
-        if all && inside && in_time && !needs_directory && self.is_given_whole(block) {
-            let whole = Whole { block: index, filtered: 0, withheld: 0, references: Vec::new() };
+        let as_stored = all && inside && in_time && !needs_directory && self.is_given_whole(block);
+        if as_stored && self.is_clear(block)? {
+            let whole = Whole { block: index, filtered: 0, withheld: 0, excluded: 0, references: Vec::new() };
             self.current = Some(Current::Whole(whole));
             return Ok(Step::On);
         }
         self.enter_rows(&lane, index, inside)?;
         Ok(Step::On)
+    }
+
+    /// Whether nobody who is left out has a part in a block.
+    fn is_clear(&self, block: &Block) -> io::Result<bool> {
+        self.excluded.as_ref().map_or(Ok(true), |excluded| excluded.is_clear(self.scan.lane, block))
     }
 
     /// Leaves a block behind.
@@ -293,7 +311,7 @@ impl LaneReader {
     }
 
     /// Reads the directory of a block and decides about each of its rows.
-    fn enter_rows(&mut self, lane: &LaneFile, index: usize, inside: bool) -> io::Result<()> {
+    fn enter_rows(&mut self, lane: &Arc<LaneFile>, index: usize, inside: bool) -> io::Result<()> {
         let block = &lane.blocks[index];
         let directory = Arc::new(lane.directory(block)?);
         let range = &self.scan.range;
@@ -314,7 +332,8 @@ impl LaneReader {
                 self.refer(&directory, entry, &mut references)?;
             }
             let (filtered, withheld) = (count(Verdict::Filtered), count(Verdict::Withheld));
-            Current::Whole(Whole { block: index, filtered, withheld, references })
+            let excluded = count(Verdict::Excluded);
+            Current::Whole(Whole { block: index, filtered, withheld, excluded, references })
         } else {
             Current::Rows { block: index, directory, at: start, verdicts, plain: None }
         });
@@ -337,6 +356,7 @@ impl LaneReader {
         piece.fingerprint = block.fingerprint;
         piece.filtered += whole.filtered;
         piece.withheld += whole.withheld;
+        piece.excluded += whole.excluded;
         piece.references = whole.references;
         piece.body = self.run(&lane, block, 0)?;
         Ok(piece)
@@ -376,6 +396,7 @@ impl LaneReader {
                 Verdict::Elsewhere => {}
                 Verdict::Filtered => self.out.filtered += 1,
                 Verdict::Withheld => self.out.withheld += 1,
+                Verdict::Excluded => self.out.excluded += 1,
                 Verdict::Emit => {
                     let taken = if entry.is_link() {
                         self.take_link(&lane, &directory, entry)?

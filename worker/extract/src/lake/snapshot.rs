@@ -136,7 +136,7 @@ impl LakeSnapshot {
 }
 
 /// The bytes of one row.
-struct RowBytes {
+pub(super) struct RowBytes {
     lane: Arc<LaneFile>,
     block: usize,
     next_run: usize,
@@ -146,7 +146,7 @@ struct RowBytes {
 }
 
 impl RowBytes {
-    fn find(lane: &Arc<LaneFile>, key: &[u8]) -> io::Result<Option<RowBytes>> {
+    pub(super) fn find(lane: &Arc<LaneFile>, key: &[u8]) -> io::Result<Option<RowBytes>> {
         let Some(block) = lane.block_of(key) else { return Ok(None) };
         let mut row = RowBytes { lane: lane.clone(), block, next_run: 0, plain: Vec::new(), at: 0, end: 0 };
         let meta = &lane.blocks[block];

@@ -120,6 +120,7 @@ pub(super) struct Given {
     pub(super) references: Vec<Vec<u8>>,
     pub(super) filtered: u64,
     pub(super) withheld: u64,
+    pub(super) excluded: u64,
     pub(super) pieces: usize,
     pub(super) deflated: usize,
 }
@@ -141,6 +142,7 @@ pub(super) fn read_until(snapshot: &dyn Snapshot, scan: &Scan, stop: usize) -> (
         given.deflated += usize::from(matches!(piece.body, Body::Deflated { .. }));
         given.filtered += piece.filtered;
         given.withheld += piece.withheld;
+        given.excluded += piece.excluded;
         given.references.extend(piece.references.clone());
         rows += piece.rows;
         fingerprint = fingerprint.wrapping_add(piece.fingerprint);
@@ -179,6 +181,7 @@ pub(super) fn read_restarting(snapshot: &dyn Snapshot, scan: &Scan) -> Given {
         all.references.extend(given.references);
         all.filtered += given.filtered;
         all.withheld += given.withheld;
+        all.excluded += given.excluded;
         match next {
             Some(next) => rest.range.lo = next,
             None => break,

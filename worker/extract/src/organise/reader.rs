@@ -48,7 +48,7 @@ impl Ahead {
                     if let Some(next) = &piece.next {
                         self.at = next.clone();
                     }
-                    let says_something = piece.rows + piece.filtered + piece.withheld > 0;
+                    let says_something = piece.rows + piece.filtered + piece.withheld + piece.excluded > 0;
                     match (&piece.patient, says_something || piece.body.raw_len() > 0) {
                         (Some(_), true) => self.head = Some(piece),
                         (None, true) => return Err(defect("rows of no patient")),
@@ -81,6 +81,7 @@ struct Tally {
     fingerprint: u128,
     filtered: u64,
     withheld: u64,
+    excluded: u64,
 }
 
 impl Tally {
@@ -89,6 +90,7 @@ impl Tally {
         self.fingerprint = self.fingerprint.wrapping_add(other.fingerprint);
         self.filtered += other.filtered;
         self.withheld += other.withheld;
+        self.excluded += other.excluded;
     }
 }
 
@@ -183,8 +185,8 @@ impl OrganisedReader {
             self.bytes.extend_from_slice(HEADER_END);
         }
         self.bytes.extend_from_slice(rows);
-        let Piece { rows, fingerprint, filtered, withheld, .. } = *piece;
-        block.tally.add(&Tally { rows, fingerprint, filtered, withheld });
+        let Piece { rows, fingerprint, filtered, withheld, excluded, .. } = *piece;
+        block.tally.add(&Tally { rows, fingerprint, filtered, withheld, excluded });
         Ok(())
     }
 
@@ -287,10 +289,10 @@ const HEADER_START: &[u8] =
 const HEADER_END: &[u8] = b"\"}}]}\n";
 
 fn piece_of(bytes: Vec<u8>, tally: Tally, next: Option<Position>) -> Piece {
-    let Tally { rows, fingerprint, filtered, withheld } = tally;
+    let Tally { rows, fingerprint, filtered, withheld, excluded } = tally;
     let more = if next.is_none() { u64::MAX } else { 0 };
     let (body, references) = (Body::Plain(Bytes::from(bytes)), Vec::new());
-    Piece { body, rows, fingerprint, next, more, patient: None, references, filtered, withheld }
+    Piece { body, rows, fingerprint, next, more, patient: None, references, filtered, withheld, excluded }
 }
 
 impl RowReader for OrganisedReader {

@@ -258,6 +258,9 @@ pub struct GroupReader {
     rows: u64,
     fingerprint: u128,
     filtered: u64,
+    excluded: u64,
+    /// A Group that has any of these as a member is left out whole.
+    left_out: Option<Arc<KeyList>>,
     finished: bool,
 }
 
@@ -278,6 +281,8 @@ impl GroupReader {
             rows: 0,
             fingerprint: 0,
             filtered: 0,
+            excluded: 0,
+            left_out: scan.select.parts().1.cloned(),
             finished: false,
         }
     }
@@ -294,6 +299,7 @@ impl GroupReader {
             references,
             filtered: std::mem::take(&mut self.filtered),
             withheld: 0,
+            excluded: std::mem::take(&mut self.excluded),
         }
     }
 
@@ -316,11 +322,27 @@ impl GroupReader {
             self.filtered += 1;
             return Ok(());
         }
+        if self.has_excluded_member(group)? {
+            self.excluded += 1;
+            return Ok(());
+        }
         let from = self.row.out.len();
         open(&mut self.row, group);
         let roster = Roster::new(self.row.population, group);
         self.line = Some(OpenLine { roster, hash: Xxh3::new(), from, has_members: false });
         Ok(())
+    }
+
+    fn has_excluded_member(&self, group: usize) -> Result<bool, SourceError> {
+        let Some(list) = &self.left_out else { return Ok(false) };
+        for member in Roster::new(self.row.population, group) {
+            let Entity::Patient(slot) = member.entity else { continue };
+            let found = list.contains(&id(Kind::Patient, slot, 0));
+            if found.map_err(|e| SourceError::io("reading a key list", &e))? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Puts a line together whole, and gives it the form that the scan asks for.

@@ -185,12 +185,15 @@ impl Snapshot for SyntheticSnapshot {
     }
 
     fn read(&self, scan: Scan) -> Result<Box<dyn RowReader>, SourceError> {
-        let keys = match (&scan.select, scan.lane.section) {
+        let keys = match (scan.select.parts().0, scan.lane.section) {
             (_, Section::Organised) => {
                 return Err(SourceError::failed("no source has a lane organised by patient"));
             }
             (Select::All, _) | (Select::Members(_) | Select::EveryPatient(_), Section::Compartment) => None,
             (Select::Keys { keys, .. }, Section::Standalone) => Some(keys.clone()),
+            (Select::Without(_), _) => {
+                return Err(SourceError::failed("a selection cannot leave patients out twice"));
+            }
             (Select::Keys { .. }, Section::Compartment) => {
                 return Err(SourceError::failed("rows of patients cannot be selected by their own keys"));
             }

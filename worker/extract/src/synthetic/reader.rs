@@ -81,6 +81,7 @@ struct Tally {
     fingerprint: u128,
     filtered: u64,
     withheld: u64,
+    excluded: u64,
     looked_at: u64,
 }
 
@@ -132,8 +133,8 @@ impl Assembly {
 
     /// Whether the piece has anything to say but where it ends.
     fn has_counted(&self) -> bool {
-        let Tally { rows, filtered, withheld, .. } = self.tally;
-        rows + filtered + withheld > 0
+        let Tally { rows, filtered, withheld, excluded, .. } = self.tally;
+        rows + filtered + withheld + excluded > 0
     }
 
     /// Whether another pause is better left to the next piece.
@@ -206,6 +207,7 @@ impl Assembly {
             references,
             filtered: tally.filtered,
             withheld: tally.withheld,
+            excluded: tally.excluded,
         }
     }
 }
@@ -241,7 +243,9 @@ impl CompartmentReader {
 
     /// Moves on to the next patient of the list, where there is one; to the end where there is none.
     fn seek_listed(&mut self) -> Result<(), SourceError> {
-        let (Select::Members(list) | Select::EveryPatient(list)) = &self.select else { return Ok(()) };
+        let (Select::Members(list) | Select::EveryPatient(list)) = self.select.parts().0 else {
+            return Ok(());
+        };
         let patient = id(Kind::Patient, self.at.slot, 0);
         let found =
             list.first_at_or_after(&patient).map_err(|e| SourceError::io("reading a key list", &e))?;
@@ -296,8 +300,9 @@ impl CompartmentReader {
             if population.is_dead(kind, owner, index) {
                 continue;
             }
+            let in_time = in_window(&self.window, population.stamp(kind, owner, index).instant());
             let verdict = match verdict {
-                Verdict::Emit => in_window(&self.window, population.stamp(kind, owner, index).instant()),
+                Verdict::Emit | Verdict::Excluded if in_time != Verdict::Emit => in_time,
                 other => other,
             };
             match verdict {
@@ -309,6 +314,7 @@ impl CompartmentReader {
                 }
                 Verdict::Filtered => self.assembly.tally.filtered += 1,
                 Verdict::Withheld => self.assembly.tally.withheld += 1,
+                Verdict::Excluded => self.assembly.tally.excluded += 1,
                 Verdict::Elsewhere => {}
             }
         }
@@ -364,7 +370,7 @@ impl RowReader for CompartmentReader {
     }
 }
 
-/// Reads a standalone lane, but that of Groups.
+/// Reads a standalone lane, but that of Groups. No generated row of no patient names one: nobody is left out of it.
 pub struct StandaloneReader {
     kind: Kind,
     keys: Option<Arc<KeyList>>,

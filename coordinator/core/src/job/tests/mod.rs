@@ -8,6 +8,7 @@ mod world;
 
 use std::collections::VecDeque;
 
+use flatbed_types::consent::{ConsentRule, Exclusions};
 use flatbed_types::job::{JobError, JobState, StopKind};
 use flatbed_types::{ErrorCode, Level, SessionId, Token};
 
@@ -31,6 +32,51 @@ fn a_job_runs_through_its_rounds_to_a_manifest() {
         let planned = 5 + 1 + world.stored.merges.as_ref().map_or(0, |plan| plan.tasks.len());
         let cut = job.plan_tasks() as usize - planned;
         assert_eq!(cut > 0, course.truncates);
+    }
+}
+
+fn exclusions() -> Exclusions {
+    let list = world::pointer("exclusions");
+    Exclusions { list, version: "1".to_owned(), roster_sha256: [1; 32], listed: 9, patients: 4 }
+}
+
+#[test]
+fn sec_07_what_the_roster_said_and_left_out_is_in_the_record() {
+    for course in Course::ALL {
+        let mut world = World::new(Level::Patient, *course);
+        world.stored.record.consent = Some(ConsentRule { location: "/r".to_owned(), purpose: None });
+        world.exclusions = Some(exclusions());
+        let mut job = world.claim();
+        world.run(&mut job, End::Never);
+        world.assert_complete();
+        let record = &world.stored.record;
+        assert_eq!(record.exclusions, Some(exclusions()));
+        let extracts = world
+            .ledger()
+            .values()
+            .filter(|commit| {
+                commit.replaces.is_empty() && commit.rows.written > 0 && commit.rows.excluded > 0
+            })
+            .count() as u64;
+        assert!(extracts >= 6 && record.excluded_rows == 2 * extracts, "{} {extracts}", record.excluded_rows);
+    }
+}
+
+#[test]
+fn sec_07_a_plan_without_the_list_ends_the_job() {
+    for (has_rule, has_list) in [(true, false), (false, true)] {
+        let mut world = World::new(Level::Patient, Course::CALM);
+        let rule = ConsentRule { location: "/r".to_owned(), purpose: None };
+        world.stored.record.consent = has_rule.then_some(rule);
+        world.exclusions = has_list.then(exclusions);
+        let mut job = world.claim();
+        world.run(&mut job, End::Never);
+        let record = &world.stored.record;
+        assert!(
+            record.error.as_ref().is_some_and(|error| error.message.contains("exclusions")),
+            "{has_rule}"
+        );
+        assert!(record.plans.is_empty() && world.manifest.is_none(), "nothing was read");
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use flatbed_types::consent::Exclusions;
 use flatbed_types::job::{JobRecord, ObjectPointer, SourcePin};
 use flatbed_types::manifest::Manifest;
 use flatbed_types::request::Dialect;
@@ -123,6 +124,8 @@ pub struct World {
     /// Pages that were written, published or not.
     pub pages: BTreeMap<String, Manifest>,
     pub page_rule: PageRule,
+    /// What a plan says of the roster of exclusions; with it, each extract leaves out two rows a commit.
+    pub exclusions: Option<Exclusions>,
 }
 
 impl World {
@@ -156,6 +159,7 @@ impl World {
             folded: BTreeMap::new(),
             pages: BTreeMap::new(),
             page_rule: PageRule { files: 2, millis: 60_000, most: 4 },
+            exclusions: None,
         }
     }
 
@@ -280,7 +284,8 @@ impl World {
         outputs: Vec<OutputObject>,
         replaces: Vec<Nonce>,
     ) -> Input {
-        let rows = RowCounts { written: outputs[0].lines, ..RowCounts::default() };
+        let excluded = if self.exclusions.is_some() && replaces.is_empty() { 2 } else { 0 };
+        let rows = RowCounts { written: outputs[0].lines, excluded, ..RowCounts::default() };
         let GrantSpec { task, attempt, round, .. } = *spec;
         let commit =
             CommitRecord { task, attempt, segment, round, range, outputs, rows, fingerprint: 1, replaces };
@@ -302,6 +307,7 @@ impl World {
                 draft: pointer("draft"),
                 patients: 50,
                 roster: None,
+                exclusions: self.exclusions.clone().map(Box::new),
                 files: vec![self.output(OutputKind::Outcome, ResourceType::OPERATION_OUTCOME, 1)],
             }),
             TaskKind::Resolve => {

@@ -1,8 +1,11 @@
 //! Which rows of a block a reader gives out.
 
 use std::io;
+use std::sync::Arc;
 
+use flatbed_types::lane::is_supporting;
 use flatbed_types::position::patient_of;
+use flatbed_types::{ResourceType, Section};
 
 use super::super::directory::{Directory, Entry, LINK, SEVERAL};
 use super::super::homes::{Homes, home_entry};
@@ -22,8 +25,8 @@ pub(super) fn is_mixed(block: &Block) -> bool {
 impl LaneReader {
     /// Whether the list has a key that may be in the block.
     pub(super) fn may_want(&self, block: &Block) -> io::Result<bool> {
-        let (list, first, last) = match &self.scan.select {
-            Select::All => return Ok(true),
+        let (list, first, last) = match self.scan.select.parts().0 {
+            Select::All | Select::Without(_) => return Ok(true),
             Select::Members(list) | Select::EveryPatient(list) => {
                 (list, patient_of(&block.first).to_vec(), patient_of(&block.last).to_vec())
             }
@@ -39,6 +42,30 @@ impl LaneReader {
     /// What happens to one row here.
     pub(super) fn decide(
         &mut self,
+        lane: &Arc<LaneFile>,
+        directory: &Directory,
+        entry: &Entry,
+    ) -> io::Result<Verdict> {
+        let verdict = self.decide_by_patients(lane, directory, entry)?;
+        let of = self.scan.lane;
+        let goes_by_patients =
+            of.section == Section::Compartment && of.resource_type != ResourceType::PROVENANCE;
+        let Some(excluded) = self.excluded.as_mut().filter(|_| verdict == Verdict::Emit && !goes_by_patients)
+        else {
+            return Ok(verdict);
+        };
+        let is_excluded = if entry.is_link() {
+            let home = home_key(directory, entry);
+            let (_, home_directory) = self.homes.directory(lane, &home)?;
+            excluded.covers(of, lane, &home_directory, home_entry(&home_directory, &home)?)?
+        } else {
+            excluded.covers(of, lane, directory, entry)?
+        };
+        Ok(if is_excluded { Verdict::Excluded } else { verdict })
+    }
+
+    fn decide_by_patients(
+        &mut self,
         lane: &LaneFile,
         directory: &Directory,
         entry: &Entry,
@@ -51,15 +78,19 @@ impl LaneReader {
         if self.scan.patients == Patients::Each {
             return decide_for_each(select, window, entry.changed, patient_of(key));
         }
-        let list = match select {
+        let (base, excluded) = select.parts();
+        let goes_by_patients = excluded.is_some() && self.scan.lane.section == Section::Compartment;
+        match base {
             // A home row stands under its least patient, a link never does.
             Select::All if entry.is_link() => return Ok(Verdict::Elsewhere),
-            Select::All => return Ok(in_window(window, entry.changed)),
+            Select::All if !goes_by_patients => return Ok(in_window(window, entry.changed)),
             Select::Keys { keys, roster } => {
                 if !keys.contains(&[self.prefix.as_slice(), key].concat())? {
                     return Ok(Verdict::Elsewhere);
                 }
-                if let (Some(roster), true) = (roster, entry.flags & SEVERAL != 0) {
+                let names_patients =
+                    entry.flags & SEVERAL != 0 && is_supporting(self.scan.lane.resource_type);
+                if let (Some(roster), true) = (roster, names_patients) {
                     for named in directory.patients(entry)? {
                         if !roster.contains(named)? {
                             return Ok(Verdict::Withheld);
@@ -68,12 +99,12 @@ impl LaneReader {
                 }
                 return Ok(in_window(window, entry.changed));
             }
-            Select::Members(list) | Select::EveryPatient(list) => list,
-        };
-        let patient = patient_of(key);
-        if entry.is_link() {
-            return decide_link(list, &self.scan, lane, &mut self.homes, directory, entry);
+            Select::Members(list) | Select::EveryPatient(list) if entry.is_link() => {
+                return decide_link(list, &self.scan, lane, &mut self.homes, directory, entry);
+            }
+            Select::All | Select::Members(_) | Select::EveryPatient(_) | Select::Without(_) => {}
         }
+        let patient = patient_of(key);
         if entry.flags & SEVERAL == 0 {
             return decide_compartment_row(select, window, entry.changed, patient, &[patient]);
         }
