@@ -100,7 +100,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_little_is_enough_and_less_is_not() {
-        for (each, slow) in [(1_100, false), (900, true)] {
+        for (each, slow) in [(2_000, false), (500, true)] {
             let delivery = Arc::new(Delivery::default());
             let mut offer = Offer::new(delivery.clone());
             offer.set(true);
