@@ -37,6 +37,7 @@ macro_rules! checks {
 mod associated;
 mod auth;
 mod auth_keys;
+mod auth_registration;
 mod auth_tokens;
 mod auth_walls;
 mod cohorts;
