@@ -5,12 +5,13 @@
 //! source, and keeps nothing but manifests, which never change (`decisions.md` 9).
 //!
 //! Read in this order: [`kickoff`] (what a client asks for), `group` (Groups that clients read, search and make), `negotiate` (what its headers ask for), `auth`
-//! (what it may), [`limits`] (how often), `hosts` (under which names), [`fhir`] (the JSON that answers), `openapi`
+//! (what it may), [`limits`] (how often), [`audit`] (what is recorded), `hosts` (under which names), [`fhir`] (the JSON that answers), `openapi`
 //! (its description), `jobs`, [`trust_client`] and `delivery` (the coordinator and the files), `routes` (HTTP around all of them).
 //!
 //! Invariants: every error is an OperationOutcome; every route asks `auth::decide`; neither logs nor error
 //! texts hold resource content, tokens or URLs of files.
 
+pub mod audit;
 pub mod auth;
 mod delivery;
 pub mod fhir;
@@ -31,6 +32,7 @@ pub use hosts::{HostPolicy, InvalidPublicUrl, PublicUrl};
 pub use kickoff::Capabilities;
 pub use limits::{Limits, Pace};
 
+use audit::AuditLog;
 use auth::jwks::{InvalidAuthorities, JwksOptions};
 use auth::smart::Smart;
 use auth::trust::Trust;
@@ -101,6 +103,7 @@ pub struct Gateway {
     objects: Arc<dyn ObjectStore>,
     links: Option<Arc<dyn Signer>>,
     smart: Option<Smart>,
+    audit: Option<AuditLog>,
     options: GatewayOptions,
     clock: Clock,
 }
@@ -114,7 +117,7 @@ impl Gateway {
         options: GatewayOptions,
         clock: Clock,
     ) -> Self {
-        Gateway { coordinators, objects, links: None, smart: None, options, clock }
+        Gateway { coordinators, objects, links: None, smart: None, audit: None, options, clock }
     }
 
     /// Sends downloads to the store itself, by links that this signer makes, where the client takes a file as it
@@ -140,6 +143,12 @@ impl Gateway {
         let introspect = Some(format!("{}/auth/introspect", self.options.public_url));
         self.options.tokens = Some(TokenEndpoints { token, register: None, introspect });
         Ok(self)
+    }
+
+    /// Records who does what, and what is refused. What cannot be recorded is not granted. Whoever started the record ends it.
+    pub fn with_audit(mut self, log: AuditLog) -> Self {
+        self.audit = Some(log);
+        self
     }
 
     /// The HTTP routes.

@@ -10,6 +10,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::mem::MaybeUninit;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,6 +19,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes, HttpBody};
+use axum::extract::ConnectInfo;
 use axum::http::Request;
 use http_body::{Frame, SizeHint};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -103,11 +105,11 @@ async fn accept(
             () = stop.cancelled() => break,
         };
         match accepted {
-            Some((permit, Ok((stream, _)))) => {
+            Some((permit, Ok((stream, peer)))) => {
                 let (router, stop) = (router.clone(), stop.clone());
                 let acceptor = tls.as_ref().map(PublicTls::acceptor);
                 connections.spawn(async move {
-                    guest(stream, acceptor, router, stop, limits).await;
+                    guest(stream, peer, acceptor, router, stop, limits).await;
                     drop(permit);
                 });
             }
@@ -132,6 +134,7 @@ fn is_of_the_connection(error: &io::Error) -> bool {
 /// One connection from its beginning.
 async fn guest(
     stream: TcpStream,
+    peer: SocketAddr,
     acceptor: Option<TlsAcceptor>,
     router: Router,
     stop: CancellationToken,
@@ -140,20 +143,20 @@ async fn guest(
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "the option TCP_NODELAY could not be set");
     }
-    let Some(acceptor) = acceptor else { return connection(stream, router, stop, limits).await };
+    let Some(acceptor) = acceptor else { return connection(stream, peer, router, stop, limits).await };
     let shaken = tokio::select! {
         shaken = tokio::time::timeout(limits.headers, acceptor.accept(stream)) => shaken,
         () = stop.cancelled() => return,
     };
     match shaken {
-        Ok(Ok(stream)) => connection(stream, router, stop, limits).await,
+        Ok(Ok(stream)) => connection(stream, peer, router, stop, limits).await,
         // Scanners and plain HTTP are everyday life.
         Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
         Err(_) => tracing::debug!("a TLS handshake took too long"),
     }
 }
 
-async fn connection<S>(stream: S, router: Router, stop: CancellationToken, limits: Limits)
+async fn connection<S>(stream: S, peer: SocketAddr, router: Router, stop: CancellationToken, limits: Limits)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -163,7 +166,9 @@ where
     let stream = TokioIo::new(Watched::new(stream, limits));
     let busy = Arc::new(AtomicUsize::new(0));
     let counter = busy.clone();
-    let service = tower::service_fn(move |request: Request<_>| {
+    let service = tower::service_fn(move |mut request: Request<_>| {
+        // Who listens to it decides what it is worth.
+        request.extensions_mut().insert(ConnectInfo(peer));
         let (router, held) = (router.clone(), Busy::new(counter.clone()));
         async move {
             let response = router.oneshot(request).await?;
@@ -361,7 +366,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<S> {
 mod tests {
     use super::*;
     use axum::routing::get;
-    use std::net::SocketAddr;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     const SHORT: Duration = Duration::from_millis(300);

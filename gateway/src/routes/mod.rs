@@ -4,6 +4,7 @@
 //! each 405 carries `Allow` and an OperationOutcome.
 
 mod attachments;
+mod audit;
 mod cohorts;
 mod files;
 mod groups;
@@ -162,9 +163,17 @@ pub(crate) fn router(gateway: Gateway) -> Router {
         clock: gateway.clock,
         options: options.clone(),
     };
-    let mut app = Router::new();
     let for_tokens = if shared.smart.is_some() { token_table() } else { Vec::new() };
+    let shared = Arc::new(shared);
+    let mut app = Router::new();
     for (path, answer) in table().into_iter().chain(for_tokens) {
+        let answer = match gateway.audit.as_ref().zip(audit::subject(path)) {
+            Some((log, subject)) => {
+                let route = audit::Recorded { app: Arc::clone(&shared), log: log.clone(), subject };
+                answer.layer(from_fn_with_state(Arc::new(route), audit::recorded))
+            }
+            None => answer,
+        };
         // Clients may escape the `$`, and the router compares paths before decoding.
         if path.contains('$') {
             app = app.route(&path.replace('$', "%24"), answer.clone());
@@ -176,7 +185,7 @@ pub(crate) fn router(gateway: Gateway) -> Router {
     if !public_url.path().is_empty() {
         app = Router::new().nest(public_url.path(), app.clone()).merge(app);
     }
-    let app = app.fallback(no_such_path).with_state(Arc::new(shared));
+    let app = app.fallback(no_such_path).with_state(shared);
     let app = app.layer(from_fn_with_state(Arc::new((hosts, public_url)), ours));
     app.layer(CatchPanicLayer::custom(caught))
 }

@@ -4,11 +4,13 @@
 //! forget to ask; what the sender may do is still decided by `decide` for each action.
 
 use std::ops::Deref;
+use std::sync::Arc;
 
 use axum::extract::FromRequestParts;
 use flatbed_types::{ClientId, JobId};
 use http::request::Parts;
 
+use super::audit::Trail;
 use super::refusal::Refusal;
 use super::{App, Shared};
 use crate::auth::{Action, Caller, JobFacts, decide};
@@ -18,6 +20,8 @@ use crate::jobs::JobView;
 pub(super) struct Session {
     app: App,
     caller: Caller,
+    /// Present where a record is kept.
+    trail: Option<Arc<Trail>>,
 }
 
 impl Deref for Session {
@@ -36,7 +40,11 @@ impl FromRequestParts<App> for Session {
             None => Caller::open(),
             Some(smart) => smart.caller(&parts.headers, app.now()).await.map_err(Refusal::unauthenticated)?,
         };
-        Ok(Session { app: App::clone(app), caller })
+        let trail = Trail::of(&parts.extensions);
+        if let Some(trail) = &trail {
+            trail.admit(&caller.client)?;
+        }
+        Ok(Session { app: App::clone(app), caller, trail })
     }
 }
 
@@ -49,6 +57,11 @@ impl Session {
     /// Who asks.
     pub fn client(&self) -> ClientId {
         self.caller.client.clone()
+    }
+
+    /// The record of this request, where one is kept.
+    pub fn trail(&self) -> Option<&Trail> {
+        self.trail.as_deref()
     }
 
     /// Whether the client may do this, where it concerns no job.

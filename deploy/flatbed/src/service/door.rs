@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
+use flatbed_gateway::audit::AuditLog;
 use flatbed_gateway::trust_client::TrustClient;
 use flatbed_gateway::{Capabilities, Gateway, GatewayOptions, HostPolicy, Limits, Pace, PublicUrl};
 use flatbed_proto::reach::Coordinators;
@@ -21,6 +22,7 @@ use crate::clients::file::ClientFile;
 use crate::clients::sync::{Follower, Following};
 use crate::options::listen_address;
 use crate::output::Output;
+use crate::service::audit::{AuditArgs, LAST_EVENTS};
 use crate::tls::{PublicTls, TlsArgs};
 use crate::{edge, places, rpc};
 
@@ -124,6 +126,9 @@ pub struct DoorArgs {
     /// TOML file of registered clients: it seeds and updates the cluster's registry, and is read again when it changes.
     #[arg(long, value_name = "FILE")]
     pub clients: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub audit: AuditArgs,
 }
 
 /// A client file that was good when it was read, and is to be followed.
@@ -146,6 +151,7 @@ impl Registration {
 impl DoorArgs {
     /// What could never be right, before anything is touched.
     pub fn check(&self) -> Result<(), Failure> {
+        self.audit.check(self.auth)?;
         if self.auth == Auth::Smart {
             return Err(Failure::usage(
                 "--auth smart (SMART Backend Services) is not in this build yet; use --auth open behind your own access control",
@@ -215,7 +221,13 @@ pub struct BoundDoor {
 
 impl BoundDoor {
     /// Lets clients in.
-    pub fn open(self, args: &DoorArgs, coordinators: Coordinators, output: &Output) -> Door {
+    pub fn open(
+        self,
+        args: &DoorArgs,
+        coordinators: Coordinators,
+        output: &Output,
+        audit: Option<AuditLog>,
+    ) -> Door {
         let options = GatewayOptions {
             hosts: if args.allow_open { HostPolicy::Any } else { HostPolicy::LocalOrPublic },
             lenient_headers: args.lenient_headers,
@@ -229,9 +241,12 @@ impl BoundDoor {
         if let (FileLinks::Redirect, Some(links)) = (args.file_links, &output.links) {
             gateway = gateway.with_links(links.clone());
         }
+        if let Some(log) = &audit {
+            gateway = gateway.with_audit(log.clone());
+        }
         let stop = CancellationToken::new();
         let server = edge::serve(self.listener, gateway.router(), self.tls, stop.clone());
-        Door { server, stop }
+        Door { server, stop, audit }
     }
 }
 
@@ -239,15 +254,22 @@ impl BoundDoor {
 pub struct Door {
     server: JoinHandle<()>,
     stop: CancellationToken,
+    /// What is done inside is recorded here.
+    audit: Option<AuditLog>,
 }
 
 impl Door {
-    /// Lets nobody in any more, and lets those inside finish for this long.
+    /// Lets nobody in any more, and lets those inside finish for this long. Then their record ends.
     pub async fn close(mut self, patience: Duration) {
         self.stop.cancel();
         if tokio::time::timeout(patience, &mut self.server).await.is_err() {
             tracing::warn!("downloads in progress are cut off; clients can resume them elsewhere or later");
             self.server.abort();
+            // Requests that are cut off leave their events when they are dropped.
+            let _ = self.server.await;
+        }
+        if let Some(log) = self.audit {
+            log.close(LAST_EVENTS).await;
         }
     }
 }

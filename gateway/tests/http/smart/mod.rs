@@ -2,6 +2,7 @@
 //! between them.
 
 mod access;
+mod audit;
 mod jwks;
 mod matrix;
 mod token;
@@ -20,6 +21,7 @@ use axum::body::Body;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use flatbed_gateway::Gateway;
+use flatbed_gateway::audit::AuditLog;
 use flatbed_gateway::auth::jwks::JwksOptions;
 use flatbed_gateway::auth::tokens::SigningKey;
 use flatbed_gateway::auth::trust::{
@@ -190,6 +192,11 @@ impl Smart {
     }
 
     pub async fn with(jwks_options: JwksOptions) -> Smart {
+        Smart::recorded(jwks_options, None).await
+    }
+
+    /// With a record of what is done.
+    pub async fn recorded(jwks_options: JwksOptions, audit: Option<AuditLog>) -> Smart {
         let key = Key::ec();
         let trust = Arc::new(FakeTrust::default());
         let document = ClientKeys::Document(jwks(&[key.jwk("k")]));
@@ -208,7 +215,11 @@ impl Smart {
         let time = Arc::new(move || Instant::from_millis(ticks.load(Ordering::Relaxed)));
         let gateway = Gateway::new(Coordinators::fixed(channel), store, options(), time);
         let trusted = Arc::clone(&trust) as Arc<dyn Trust>;
-        let app = gateway.with_smart(trusted, jwks_options).unwrap().router();
+        let mut gateway = gateway.with_smart(trusted, jwks_options).unwrap();
+        if let Some(log) = audit {
+            gateway = gateway.with_audit(log);
+        }
+        let app = gateway.router();
         Smart { world: World { jobs, objects, app }, trust, key, clock, jtis: AtomicI64::new(0) }
     }
 
