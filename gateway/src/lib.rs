@@ -5,12 +5,13 @@
 //! source, and keeps nothing but manifests, which never change (`decisions.md` 9).
 //!
 //! Read in this order: [`kickoff`] (what a client asks for), `group` (Groups that clients read, search and make), `negotiate` (what its headers ask for), `auth`
-//! (what it may), [`limits`] (how often), `hosts` (under which names), [`fhir`] (the JSON that answers), `openapi`
+//! (what it may), [`limits`] (how often), [`audit`] (what is recorded), `hosts` (under which names), [`fhir`] (the JSON that answers), `openapi`
 //! (its description), `jobs`, [`trust_client`] and `delivery` (the coordinator and the files), `routes` (HTTP around all of them).
 //!
 //! Invariants: every error is an OperationOutcome; every route asks `auth::decide`; neither logs nor error
 //! texts hold resource content, tokens or URLs of files.
 
+pub mod audit;
 pub mod auth;
 mod delivery;
 pub mod fhir;
@@ -32,6 +33,7 @@ pub use hosts::{HostPolicy, InvalidPublicUrl, PublicUrl};
 pub use kickoff::Capabilities;
 pub use limits::{Limits, Pace};
 
+use audit::AuditLog;
 use auth::external::ExternalIssuer;
 use auth::jwks::{InvalidAuthorities, JwksOptions, check_url};
 use auth::registry::Registry;
@@ -108,6 +110,7 @@ pub struct Gateway {
     links: Option<Arc<dyn Signer>>,
     smart: Option<Smart>,
     registry: Option<Arc<dyn Registry>>,
+    audit: Option<AuditLog>,
     options: GatewayOptions,
     clock: Clock,
 }
@@ -121,7 +124,16 @@ impl Gateway {
         options: GatewayOptions,
         clock: Clock,
     ) -> Self {
-        Gateway { coordinators, objects, links: None, smart: None, registry: None, options, clock }
+        Gateway {
+            coordinators,
+            objects,
+            links: None,
+            smart: None,
+            registry: None,
+            audit: None,
+            options,
+            clock,
+        }
     }
 
     /// Sends downloads to the store itself, by links that this signer makes, where the client takes a file as it
@@ -177,6 +189,12 @@ impl Gateway {
     /// ([`Gateway::with_smart`]) there is nothing to register for, and this does nothing.
     pub fn with_registration(mut self, registry: Arc<dyn Registry>) -> Self {
         self.registry = Some(registry);
+        self
+    }
+
+    /// Records who does what, and what is refused. What cannot be recorded is not granted. Whoever started the record ends it.
+    pub fn with_audit(mut self, log: AuditLog) -> Self {
+        self.audit = Some(log);
         self
     }
 

@@ -11,7 +11,7 @@ use flatbed_chassis::config::{self, ConfigFile};
 use flatbed_chassis::telemetry::{self, LevelFilter, LogFormat};
 
 use crate::commands::{
-    clients, coordinator, doctor, export, gateway, jobs, keys, pull, serve, synth, worker,
+    audit, clients, coordinator, doctor, export, gateway, jobs, keys, pull, serve, synth, worker,
 };
 use crate::display::note;
 
@@ -56,6 +56,8 @@ enum Commands {
     Clients(clients::ClientsArgs),
     /// Make keys and certificates.
     Keys(keys::KeysArgs),
+    /// Look at the audit record of gateways.
+    Audit(audit::AuditCommandArgs),
     /// Check source, state, output and clock, and say what to fix.
     Doctor(doctor::DoctorArgs),
 }
@@ -158,6 +160,7 @@ fn execute(command: Commands) -> Result<(), Failure> {
             Commands::Jobs(args) => jobs::run(args).await,
             Commands::Clients(args) => clients::run(args).await,
             Commands::Keys(args) => keys::run(args).await,
+            Commands::Audit(args) => audit::run(args).await,
             Commands::Doctor(args) => doctor::run(args).await,
         }
     });

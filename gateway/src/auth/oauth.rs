@@ -119,7 +119,8 @@ impl Form {
     }
 }
 
-fn decoded(text: &str) -> Option<String> {
+/// A name or a value of a form or a query.
+pub(crate) fn decoded(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
     while let Some(byte) = rest.next() {

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use flatbed_types::trust::{ClientKeys, ClientRecord};
 use flatbed_types::{ClientId, Instant, ResourceType};
-use http::{HeaderMap, header};
+use http::{HeaderMap, HeaderValue, header};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -84,6 +84,32 @@ struct Keys {
     issuer: Arc<Issuer>,
     since: tokio::time::Instant,
     kids: Vec<String>,
+}
+
+/// A token that was made.
+pub struct Issued {
+    /// For whom.
+    pub client: ClientId,
+    /// Names the token.
+    pub id: String,
+    /// What it grants.
+    pub scopes: String,
+    /// What is answered; it holds the token.
+    pub answer: Value,
+}
+
+/// What a revocation did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Revoked {
+    /// Who asked for it.
+    pub client: ClientId,
+    /// Names the token; `None` where there was nothing to revoke.
+    pub id: Option<String>,
+}
+
+/// The client that the assertion of a form names; nothing is proved by that.
+pub fn claimed_client(form: &Form) -> Option<ClientId> {
+    Unverified::read(form.get("client_assertion")?).ok()?.client().parse().ok()
 }
 
 /// The authority of one public URL.
@@ -177,7 +203,7 @@ impl Smart {
     }
 
     /// Answers a token request.
-    pub async fn token(&self, form: &Form, now: Instant) -> Result<Value, OAuthError> {
+    pub async fn token(&self, form: &Form, now: Instant) -> Result<Issued, OAuthError> {
         let grant_type =
             form.required("grant_type", "grant_type is missing: it must be client_credentials")?;
         if grant_type != "client_credentials" {
@@ -196,12 +222,14 @@ impl Smart {
             OAuthError::Unavailable
         })?;
         tracing::info!(client = %client.id, token = grant.id, "token issued");
-        Ok(json!({
+        let scopes = granted.to_string();
+        let answer = json!({
             "access_token": token,
             "token_type": "bearer",
             "expires_in": LIFE_SECONDS,
-            "scope": granted.to_string(),
-        }))
+            "scope": scopes,
+        });
+        Ok(Issued { client: client.id.clone(), id: grant.id, scopes, answer })
     }
 
     /// The client that an assertion of a form proves, which is used up by that.
@@ -305,6 +333,14 @@ impl Smart {
         caller.ok_or(NoEntry::Invalid)
     }
 
+    /// Names the token of this header, where it was verified a short time ago: for the record of what was done with it.
+    pub fn token_id(&self, authorization: &HeaderValue) -> Option<String> {
+        let (_, token) = authorization.to_str().ok()?.split_once(' ')?;
+        let hash: [u8; 32] = Sha256::digest(token.trim_matches(' ')).into();
+        let tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        tokens.get(&hash).map(|known| known.grant.id.clone())
+    }
+
     /// What a token grants, by its signature and its claims.
     async fn verified(&self, token: &str, now: Instant) -> Result<Grant, NoEntry> {
         if let Some(external) = &self.external {
@@ -344,7 +380,12 @@ impl Smart {
 
     /// Revokes a token of the client (RFC 7009) that an assertion in the form or a token in the header proves. A token that is
     /// not valid needs no revoking.
-    pub async fn revoke(&self, headers: &HeaderMap, form: &Form, now: Instant) -> Result<(), OAuthError> {
+    pub async fn revoke(
+        &self,
+        headers: &HeaderMap,
+        form: &Form,
+        now: Instant,
+    ) -> Result<Revoked, OAuthError> {
         let token = form.required("token", "token is missing")?;
         let client = if form.get("client_assertion").is_some() {
             self.authenticate(form, now).await?.id.clone()
@@ -362,7 +403,7 @@ impl Smart {
         let grant = match self.verified(token, now).await {
             Ok(grant) => grant,
             Err(NoEntry::Unavailable) => return Err(OAuthError::Unavailable),
-            Err(_) => return Ok(()),
+            Err(_) => return Ok(Revoked { client, id: None }),
         };
         if grant.client != client {
             return Err(OAuthError::NotYours("the token is another client's"));
@@ -374,7 +415,7 @@ impl Smart {
             .unwrap_or_else(PoisonError::into_inner)
             .remove::<[u8; 32]>(&Sha256::digest(token).into());
         tracing::info!(%client, token = grant.id, "token revoked");
-        Ok(())
+        Ok(Revoked { client, id: Some(grant.id) })
     }
 }
 

@@ -1,13 +1,16 @@
 //! The one place where FHIR JSON is shaped: OperationOutcome, the manifest in both dialects, the capability
-//! statement, the operation definitions, and Bundles of Groups.
+//! statement, the operation definitions, Bundles of Groups, and AuditEvents.
 //!
 //! Pure, and knows neither HTTP nor the coordinator; what is put into the JSON is passed in.
 
+mod audit_event;
 mod bundle;
 mod capability;
 mod manifest;
 mod outcome;
 
+pub(crate) use audit_event::AUDIT_EVENTS;
+pub use audit_event::{Observer, audit_event};
 pub use bundle::{Found, Response, SearchResult, batch_response, searchset};
 pub use capability::{Server, capability_statement, operation_definition};
 pub use manifest::{ManifestFacts, Page, manifest};

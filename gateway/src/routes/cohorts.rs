@@ -43,6 +43,9 @@ pub(super) async fn create(app: &Session, request: Request) -> Result<Response, 
         return Err(Refusal::of(StatusCode::BAD_REQUEST, vec![issue]));
     }
     let id = cohort_id(random_u128()?).ok_or_else(Refusal::defect)?;
+    if let Some(trail) = app.trail() {
+        trail.note(|about| about.group = Some(id.clone()));
+    }
     let made = make(app, &id, &body).await;
     answered(app, &parts.headers, StatusCode::CREATED, made).await
 }
@@ -273,6 +276,7 @@ async fn answered(
     }
     let told =
         |status: StatusCode| format!("{} {}", status.as_u16(), status.canonical_reason().unwrap_or(""));
+    let became = made.as_ref().map_or_else(Refusal::status, |_| done);
     let receipt = match made {
         Ok(cohort) => fhir::Response {
             status: told(done),
@@ -286,6 +290,10 @@ async fn answered(
         },
         Err(passing) => return Err(passing),
     };
+    if let Some(trail) = app.trail() {
+        // What the 202 does not say.
+        trail.stands_for(became);
+    }
     let id = random_u128()?;
     let body = batch_response(&receipt).to_string();
     app.jobs.put_receipt(&app.client(), id, body.as_bytes()).await?;

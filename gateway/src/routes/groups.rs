@@ -60,6 +60,9 @@ pub(super) async fn search_by_post(app: Session, request: Request) -> Result<Res
         }
     }
     let form = super::read_body(&parts.headers, body, MAX_FORM).await?;
+    if let Some(trail) = app.trail() {
+        trail.note_body(&form)?;
+    }
     let form = std::str::from_utf8(&form).unwrap_or_default();
     if !form.is_empty() {
         let uri = format!("/?{form}")

@@ -97,6 +97,9 @@ async fn kick_off(app: &Session, target: Target, request: Request) -> Result<Res
     let preferences = Preferences::of(headers);
     let idempotency_key = idempotency_key(headers)?;
     let body = if is_post { read_body(headers, body).await? } else { Bytes::new() };
+    if let Some(trail) = app.trail() {
+        trail.note_body(&body)?;
+    }
 
     let mut request_url = target.url(&app.base);
     if let (Some(query), false) = (parts.uri.query(), is_post) {
@@ -127,6 +130,9 @@ async fn kick_off(app: &Session, target: Target, request: Request) -> Result<Res
     permit(app, &mut request).await?;
 
     let (job, repeated) = start(app, &request, &request_url, idempotency_key).await?;
+    if let Some(trail) = app.trail() {
+        trail.note(|about| about.job = Some(job));
+    }
     tracing::info!(%job, repeated, client = %app.client(), level = level_name(&request.level),
         operation = operation.code(), dialect = ?request.form.dialect, types = request.types.len(), since = request.since.is_some(),
         patients = request.patients.len(), filters = request.filters.len(), elements = request.elements.len(),

@@ -4,6 +4,7 @@
 //! each 405 carries `Allow` and an OperationOutcome.
 
 mod attachments;
+mod audit;
 mod cohorts;
 mod files;
 mod groups;
@@ -210,11 +211,20 @@ pub(crate) fn router(gateway: Gateway) -> Router {
         clock: gateway.clock,
         options: options.clone(),
     };
-    let mut app = Router::new();
     let for_tokens = shared.smart.iter().flat_map(|_| token_table());
     let for_making = shared.smart.iter().filter(|smart| smart.makes_tokens()).flat_map(|_| maker_table());
     let for_clients = shared.registry.iter().flat_map(|_| registration_table());
-    for (path, answer) in table().into_iter().chain(for_tokens).chain(for_making).chain(for_clients) {
+    let routes: Vec<_> = table().into_iter().chain(for_tokens).chain(for_making).chain(for_clients).collect();
+    let shared = Arc::new(shared);
+    let mut app = Router::new();
+    for (path, answer) in routes {
+        let answer = match gateway.audit.as_ref().zip(audit::subject(path)) {
+            Some((log, subject)) => {
+                let route = audit::Recorded { app: Arc::clone(&shared), log: log.clone(), subject };
+                answer.layer(from_fn_with_state(Arc::new(route), audit::recorded))
+            }
+            None => answer,
+        };
         // Clients may escape the `$`, and the router compares paths before decoding.
         if path.contains('$') {
             app = app.route(&path.replace('$', "%24"), answer.clone());
@@ -226,7 +236,7 @@ pub(crate) fn router(gateway: Gateway) -> Router {
     if !public_url.path().is_empty() {
         app = Router::new().nest(public_url.path(), app.clone()).merge(app);
     }
-    let app = app.fallback(no_such_path).with_state(Arc::new(shared));
+    let app = app.fallback(no_such_path).with_state(shared);
     let app = app.layer(from_fn_with_state(Arc::new((hosts, public_url)), ours));
     app.layer(CatchPanicLayer::custom(caught))
 }

@@ -11,10 +11,12 @@ use http::request::Parts;
 use http::{HeaderValue, Method, StatusCode, header};
 use serde_json::{Value, json};
 
+use super::audit::Trail;
 use super::refusal::{self, Refusal};
 use super::{App, Session, Shared, read_body};
+use crate::audit::Label;
 use crate::auth::oauth::{Form, MAX_FORM, OAuthError};
-use crate::auth::smart::Smart;
+use crate::auth::smart::{Smart, claimed_client};
 use crate::negotiate::media::{BodyType, JSON, body_type};
 
 /// `<base>/.well-known/smart-configuration`.
@@ -50,15 +52,31 @@ pub(super) async fn discovery(State(app): State<App>, method: Method) -> Result<
 /// `<public-url>/auth/token`.
 pub(super) async fn token(State(app): State<App>, request: Request) -> Result<Response, Refusal> {
     let smart = begun(&app, request.method())?;
+    let trail = Trail::of(request.extensions());
+    let trail = trail.as_deref();
     let answer = match form(&app, request).await? {
         Err(error) => Err(error),
         // Whoever authenticates in two ways is refused (RFC 6749 section 2.3).
         Ok((parts, _)) if parts.headers.contains_key(header::AUTHORIZATION) => Err(OAuthError::Request(
             "authenticate by client_assertion only, without the header Authorization",
         )),
-        Ok((_, form)) => smart.token(&form, app.now()).await,
+        Ok((_, form)) => {
+            claimed(trail, &form);
+            smart.token(&form, app.now()).await
+        }
     };
-    Ok(told(answer))
+    let answer = match (answer, trail) {
+        (Ok(issued), Some(trail)) => {
+            trail.admit(&issued.client)?;
+            trail.note(|about| {
+                about.token = Label::new(&issued.id);
+                about.set_scopes(&issued.scopes);
+            });
+            Ok(issued.answer)
+        }
+        (answer, _) => answer.map(|issued| issued.answer),
+    };
+    Ok(told_and_noted(trail, answer))
 }
 
 /// `<public-url>/auth/introspect`.
@@ -68,17 +86,46 @@ pub(super) async fn introspect(session: Session, request: Request) -> Result<Res
         Err(error) => Err(error),
         Ok((_, form)) => smart.introspect(session.caller(), &form, session.now()).await,
     };
-    Ok(told(answer))
+    Ok(told_and_noted(session.trail(), answer))
 }
 
 /// `<public-url>/auth/revoke`.
 pub(super) async fn revoke(State(app): State<App>, request: Request) -> Result<Response, Refusal> {
     let smart = begun(&app, request.method())?;
+    let trail = Trail::of(request.extensions());
+    let trail = trail.as_deref();
     let answer = match form(&app, request).await? {
         Err(error) => Err(error),
-        Ok((parts, form)) => smart.revoke(&parts.headers, &form, app.now()).await.map(|()| json!({})),
+        Ok((parts, form)) => {
+            claimed(trail, &form);
+            smart.revoke(&parts.headers, &form, app.now()).await
+        }
     };
-    Ok(told(answer))
+    if let (Ok(revoked), Some(trail)) = (&answer, trail) {
+        trail.admit(&revoked.client)?;
+        trail.note(|about| about.token = revoked.id.as_deref().and_then(Label::new));
+    }
+    Ok(told_and_noted(trail, answer.map(|_| json!({}))))
+}
+
+/// Notes who a form says it is of.
+fn claimed(trail: Option<&Trail>, form: &Form) {
+    if let Some((trail, client)) = trail.zip(claimed_client(form)) {
+        trail.claim(client);
+    }
+}
+
+/// An answer of OAuth whose error is noted.
+fn told_and_noted(trail: Option<&Trail>, answer: Result<Value, OAuthError>) -> Response {
+    if let (Err(error), Some(trail)) = (&answer, trail) {
+        trail.note(|about| about.error = Some(error.code()));
+    }
+    told(answer)
+}
+
+/// The answer where nobody can say yes or no at the moment.
+pub(super) fn unavailable() -> Response {
+    told(Err(OAuthError::Unavailable))
 }
 
 fn begun<'a>(app: &'a Shared, method: &Method) -> Result<&'a Smart, Refusal> {

@@ -4,11 +4,13 @@
 //! forget to ask; what the sender may do is still decided by `decide` for each action.
 
 use std::ops::Deref;
+use std::sync::Arc;
 
 use axum::extract::FromRequestParts;
 use flatbed_types::{ClientId, JobId};
 use http::request::Parts;
 
+use super::audit::Trail;
 use super::refusal::Refusal;
 use super::{App, Shared};
 use crate::auth::smart::NoEntry;
@@ -19,6 +21,8 @@ use crate::jobs::JobView;
 pub(super) struct Session {
     app: App,
     caller: Caller,
+    /// Present where a record is kept.
+    trail: Option<Arc<Trail>>,
 }
 
 impl Deref for Session {
@@ -44,7 +48,11 @@ impl FromRequestParts<App> for Session {
                 }
             },
         };
-        Ok(Session { app: App::clone(app), caller })
+        let trail = Trail::of(&parts.extensions);
+        if let Some(trail) = &trail {
+            trail.admit(&caller.client)?;
+        }
+        Ok(Session { app: App::clone(app), caller, trail })
     }
 }
 
@@ -57,6 +65,11 @@ impl Session {
     /// Who asks.
     pub fn client(&self) -> ClientId {
         self.caller.client.clone()
+    }
+
+    /// The record of this request, where one is kept.
+    pub fn trail(&self) -> Option<&Trail> {
+        self.trail.as_deref()
     }
 
     /// Whether the client may do this, where it concerns no job.

@@ -62,3 +62,66 @@ fn routes_of_tokens_are_described_where_they_are() {
         assert_eq!(served.collect::<BTreeSet<&str>>(), described.keys().map(String::as_str).collect());
     }
 }
+
+/// Routes that tell everybody the same, which are not recorded.
+const PUBLIC: [&str; 5] = [
+    "/",
+    "/fhir/metadata",
+    "/fhir/openapi.json",
+    "/fhir/OperationDefinition/{id}",
+    "/fhir/.well-known/smart-configuration",
+];
+
+#[test]
+fn every_route_is_recorded_or_public() {
+    for (path, _) in table().into_iter().chain(token_table()) {
+        assert_eq!(audit::subject(path).is_none(), PUBLIC.contains(&path), "{path}");
+    }
+}
+
+/// What handlers add to the record: none may forget to say who asks.
+#[tokio::test]
+async fn every_route_that_is_recorded_says_who_asks() {
+    let refused = |_: Uri| async {
+        Err::<hyper_util::rt::TokioIo<tokio::io::DuplexStream>, _>(std::io::Error::other("refused"))
+    };
+    let channel = tonic::transport::Endpoint::from_static("http://jobs");
+    let channel = channel.connect_with_connector_lazy(tower::service_fn(refused));
+    for (path, _) in table().into_iter().filter(|(path, _)| audit::subject(path).is_some()) {
+        let store = Arc::new(object_store::memory::InMemory::new());
+        let clock: Clock = Arc::new(|| Instant::from_millis(0));
+        let log = crate::audit::AuditLog::start(store.clone(), "https://example.org", clock.clone()).unwrap();
+        let options = GatewayOptions::new("https://example.org".parse().unwrap());
+        let coordinators = flatbed_proto::reach::Coordinators::fixed(channel.clone());
+        let gateway = Gateway::new(coordinators, store.clone(), options, clock).with_audit(log.clone());
+        let app = router(gateway);
+        // Names of jobs that are none: the answer needs no coordinator.
+        let url = path.replace("{job}", "x").replace("{page}", "2").replace("{id}", "g");
+        let url = url.replace(['{', '}'], "").replace("/file/file", "/file/00000000000000a0");
+        for method in ["GET", "DELETE"] {
+            let request = Request::builder().method(method).uri(&url).header(header::HOST, "localhost");
+            app.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+        }
+        assert!(log.close(std::time::Duration::from_secs(60)).await);
+        let text = everything(store.as_ref()).await;
+        assert!(text.lines().count() > 2, "{path} leaves no event");
+        for line in text.lines().filter(|line| !line.contains("record-")) {
+            assert!(
+                line.contains(r#""who":{"identifier":{"system":"urn:flatbed:client","value":"open"}}"#),
+                "{line}"
+            );
+        }
+    }
+}
+
+async fn everything(store: &dyn object_store::ObjectStore) -> String {
+    use futures::TryStreamExt;
+    use object_store::ObjectStoreExt;
+    let objects: Vec<_> = store.list(None).try_collect().await.unwrap();
+    let mut text = String::new();
+    for object in objects {
+        let bytes = store.get(&object.location).await.unwrap().bytes().await.unwrap();
+        text.push_str(std::str::from_utf8(&bytes).unwrap());
+    }
+    text
+}

@@ -1,4 +1,4 @@
-//! TLS of the public address (rows KO-38, SEC-01).
+//! TLS of the public address (rows KO-38, SEC-01), and the audit record (row PV-11).
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -10,6 +10,7 @@ use flatbed_tests::server::ServerOptions;
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use reqwest::tls::Version;
 use reqwest::{Certificate, Client};
+use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -18,6 +19,7 @@ checks! {
     fixture: [
         ko_38_sec_01_nothing_without_tls,
         ko_38_a_renewed_certificate_is_taken_over,
+        pv_11_the_record_says_who_had_what_exported_for_whom,
     ],
 }
 
@@ -138,5 +140,58 @@ async fn ko_38_a_renewed_certificate_is_taken_over() -> Result<()> {
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     ensure!(!opens(&first).await?, "both are served");
+    Ok(())
+}
+
+/// The lines of all files of a folder.
+fn lines_below(folder: &Path) -> Result<Vec<Value>> {
+    let mut lines = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            lines.extend(lines_below(&path)?);
+        } else if path.extension().is_some_and(|ending| ending == "ndjson") {
+            let text = std::fs::read_to_string(&path)?;
+            lines.extend(text.lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?);
+        }
+    }
+    Ok(lines)
+}
+
+async fn pv_11_the_record_says_who_had_what_exported_for_whom() -> Result<()> {
+    let room = tempfile::tempdir()?;
+    let lake = room.path().join("lake");
+    std::fs::create_dir(&lake)?;
+    Fixture::default().write(&lake)?;
+    let options = ServerOptions::new(&lake.to_string_lossy(), &room.path().join("data"))?;
+    let server = options.with(&["--audit", "on"]).start().await?;
+    let client = Client::new();
+    let status = bulk::kick_off(&client, &server.base, "Group/g1/$export?_type=Patient").await?;
+    let manifest = bulk::manifest(&client, &status, PATIENCE).await?;
+    let url = manifest["output"][0]["url"].as_str().context("no file")?;
+    ensure!(client.get(url).send().await?.bytes().await?.len() > 10);
+    // Deleting the job takes its files away, and not the record.
+    ensure!(client.delete(&status).send().await?.status() == 202);
+    let record = room.path().join("data/objects/audit");
+    let kind = |event: &Value| event["subtype"].as_array()?.last()?["code"].as_str().map(str::to_owned);
+    let started = Instant::now();
+    let events = loop {
+        let events = if record.is_dir() { lines_below(&record)? } else { Vec::new() };
+        if events.iter().any(|event| kind(event).as_deref() == Some("stop")) {
+            break events;
+        }
+        ensure!(started.elapsed() < PATIENCE, "no record of the deletion: {events:?}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    };
+    let job = status.rsplit('/').next().context("no job")?;
+    for expected in ["kick-off", "manifest", "file", "stop"] {
+        let event = events.iter().find(|event| kind(event).as_deref() == Some(expected));
+        let event = event.with_context(|| format!("no event {expected}: {events:?}"))?;
+        ensure!(event["resourceType"] == "AuditEvent" && event["outcome"] == "0", "{event}");
+        ensure!(event["agent"][0]["who"]["identifier"]["value"] == "open", "{event}");
+        ensure!(event["agent"][0]["network"]["address"] == "127.0.0.1", "{event}");
+        ensure!(event.to_string().contains(job), "{event}");
+        ensure!(expected != "kick-off" || event.to_string().contains("\"Group/g1\""), "{event}");
+    }
     Ok(())
 }

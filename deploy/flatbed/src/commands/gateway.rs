@@ -15,7 +15,7 @@ use crate::service::probes::GatewayProbe;
 use crate::service::{AdminArgs, Life, open_output};
 
 /// How long downloads in progress may take once the gateway is asked to stop.
-const LAST_DOWNLOADS: Duration = Duration::from_secs(25);
+const LAST_DOWNLOADS: Duration = Duration::from_secs(24);
 
 /// Options of `flatbed gateway`.
 #[derive(Debug, Args)]
@@ -49,8 +49,9 @@ pub async fn run(args: GatewayArgs) -> Result<(), Failure> {
     let public_url = door.public_url.clone();
     let clients = registration.map(|file| file.follow(coordinators.clone(), life.stopping()));
     let objects = output.objects.clone();
-    let probe = GatewayProbe { coordinators: coordinators.clone(), objects, clients };
-    let door = door.open(&args.door, tokens, coordinators, &output)?;
+    let audit = args.door.audit.start(args.door.auth, &output, &public_url)?;
+    let probe = GatewayProbe { coordinators: coordinators.clone(), objects, clients, audit: audit.clone() };
+    let door = door.open(&args.door, tokens, coordinators, &output, audit)?;
     life.show(&args.admin, Arc::new(probe), None).await?;
     note(format_args!("FHIR base    {}/fhir", public_url.as_str()));
 

@@ -1,5 +1,6 @@
 //! One file for each command: its options and what it does with the parts of this crate.
 
+pub mod audit;
 pub mod clients;
 pub mod coordinator;
 pub mod doctor;

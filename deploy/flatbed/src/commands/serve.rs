@@ -92,7 +92,8 @@ pub async fn run(args: ServeArgs) -> Result<(), Failure> {
     };
     let cluster = Box::pin(start(&args, &data, &output)).await?;
     let clients = registration.map(|file| file.follow(cluster.coordinators(), life.stopping()));
-    let door = door.open(&args.door, tokens, cluster.coordinators(), &output)?;
+    let audit = args.door.audit.start(args.door.auth, &output, &public_url)?;
+    let door = door.open(&args.door, tokens, cluster.coordinators(), &output, audit.clone())?;
     let server = match args.rpc_listen {
         None => None,
         Some(address) => {
@@ -103,7 +104,7 @@ pub async fn run(args: ServeArgs) -> Result<(), Failure> {
         }
     };
     let health = server.as_ref().map(RpcServer::health);
-    life.show(&args.admin, Arc::new(ServeProbe { jobs: cluster.jobs(), clients }), health).await?;
+    life.show(&args.admin, Arc::new(ServeProbe { jobs: cluster.jobs(), clients, audit }), health).await?;
     note(welcome(args.door.auth, public_url.as_str(), &data_dir.display().to_string()));
 
     life.until_told().await;

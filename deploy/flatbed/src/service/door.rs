@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
+use flatbed_gateway::audit::AuditLog;
 use flatbed_gateway::auth::cluster::ClusterTrust;
 use flatbed_gateway::auth::external::ExternalIssuer;
 use flatbed_gateway::auth::jwks::{JwksOptions, check_url};
@@ -27,6 +28,7 @@ use crate::clients::file::{self, ClientFile, KeysNeeded};
 use crate::clients::sync::{Follower, Following};
 use crate::options::listen_address;
 use crate::output::Output;
+use crate::service::audit::{AuditArgs, LAST_EVENTS};
 use crate::tls::{PublicTls, TlsArgs};
 use crate::{edge, places, rpc};
 
@@ -178,6 +180,9 @@ pub struct DoorArgs {
     /// separated by commas.
     #[arg(long, value_name = "CIDR", value_delimiter = ',')]
     pub trusted_proxies: Vec<Network>,
+
+    #[command(flatten)]
+    pub audit: AuditArgs,
 }
 
 /// What tokens are made and clients' keys are fetched with.
@@ -228,6 +233,7 @@ impl Registration {
 impl DoorArgs {
     /// What could never be right, before anything is touched.
     pub fn check(&self) -> Result<(), Failure> {
+        self.audit.check(self.auth)?;
         match self.auth {
             Auth::Smart => self.check_smart(),
             Auth::Open => self.check_open(),
@@ -379,6 +385,7 @@ impl BoundDoor {
         tokens: Option<TokenSettings>,
         coordinators: Coordinators,
         output: &Output,
+        audit: Option<AuditLog>,
     ) -> Result<Door, Failure> {
         let options = GatewayOptions {
             hosts: if args.allow_open { HostPolicy::Any } else { HostPolicy::LocalOrPublic },
@@ -407,9 +414,12 @@ impl BoundDoor {
         if args.registration {
             gateway = gateway.with_registration(Arc::new(registry));
         }
+        if let Some(log) = &audit {
+            gateway = gateway.with_audit(log.clone());
+        }
         let stop = CancellationToken::new();
         let server = edge::serve(self.listener, gateway.router(), self.tls, stop.clone());
-        Ok(Door { server, stop })
+        Ok(Door { server, stop, audit })
     }
 }
 
@@ -417,15 +427,22 @@ impl BoundDoor {
 pub struct Door {
     server: JoinHandle<()>,
     stop: CancellationToken,
+    /// What is done inside is recorded here.
+    audit: Option<AuditLog>,
 }
 
 impl Door {
-    /// Lets nobody in any more, and lets those inside finish for this long.
+    /// Lets nobody in any more, and lets those inside finish for this long. Then their record ends.
     pub async fn close(mut self, patience: Duration) {
         self.stop.cancel();
         if tokio::time::timeout(patience, &mut self.server).await.is_err() {
             tracing::warn!("downloads in progress are cut off; clients can resume them elsewhere or later");
             self.server.abort();
+            // Requests that are cut off leave their events when they are dropped.
+            let _ = self.server.await;
+        }
+        if let Some(log) = self.audit {
+            log.close(LAST_EVENTS).await;
         }
     }
 }

@@ -3,6 +3,7 @@
 //! The end of a role has one order: readiness goes at once, nothing new is taken, what is under way is finished or
 //! handed over, connections end. It has [`END`] for all of it; a second signal ends the process in the middle.
 
+pub mod audit;
 pub mod door;
 pub mod probes;
 pub mod settings;

@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use flatbed_chassis::admin::Probe;
 use flatbed_chassis::metrics::{MetricKind, MetricsPage};
 use flatbed_coordinator::StatusHandle;
+use flatbed_gateway::audit::AuditLog;
 use flatbed_proto::reach::Coordinators;
 use flatbed_types::job::{JobState, Volume};
 use flatbed_worker::SlotsBusy;
@@ -20,6 +21,7 @@ use tonic_health::pb::health_client::HealthClient;
 
 use crate::clients::sync::Following;
 use crate::remote::{JobView, JobsApi};
+use crate::service::audit;
 use crate::sources::Announced;
 
 /// How long a part of a readiness question may take: probes ask every few seconds.
@@ -35,11 +37,14 @@ pub struct ServeProbe {
     pub jobs: JobsApi,
     /// How the client file is followed, where there is one.
     pub clients: Option<Arc<Following>>,
+    /// The audit record, where one is kept.
+    pub audit: Option<AuditLog>,
 }
 
 #[async_trait]
 impl Probe for ServeProbe {
     async fn ready(&self) -> Result<(), String> {
+        audit::ready(self.audit.as_ref())?;
         match self.jobs.source().await {
             Ok(source) if source.ready => client_file_is_in(self.clients.as_deref()),
             Ok(_) => Err("the worker is not ready: it may be preparing the source".to_owned()),
@@ -56,6 +61,7 @@ impl Probe for ServeProbe {
             job_metrics(page, &jobs);
         }
         client_file(page, self.clients.as_deref());
+        audit::metrics(page, self.audit.as_ref());
     }
 }
 
@@ -67,11 +73,14 @@ pub struct GatewayProbe {
     pub objects: Arc<dyn ObjectStore>,
     /// How the client file is followed, where there is one.
     pub clients: Option<Arc<Following>>,
+    /// The audit record, where one is kept.
+    pub audit: Option<AuditLog>,
 }
 
 #[async_trait]
 impl Probe for GatewayProbe {
     async fn ready(&self) -> Result<(), String> {
+        audit::ready(self.audit.as_ref())?;
         let (coordinator, store) = tokio::join!(serving(&self.coordinators), answers(self.objects.as_ref()));
         coordinator.and(store).and_then(|()| client_file_is_in(self.clients.as_deref()))
     }
@@ -81,6 +90,7 @@ impl Probe for GatewayProbe {
         ready_metric(page, self.ready().await.is_ok());
         known_coordinators(page, &self.coordinators);
         client_file(page, self.clients.as_deref());
+        audit::metrics(page, self.audit.as_ref());
     }
 }
 

@@ -2,6 +2,7 @@
 //! between them.
 
 mod access;
+mod audit;
 mod external;
 mod fuzz;
 mod jwks;
@@ -23,6 +24,7 @@ use aws_lc_rs::signature::{
 use axum::body::Body;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use flatbed_gateway::audit::AuditLog;
 use flatbed_gateway::auth::external::ExternalIssuer;
 use flatbed_gateway::auth::jwks::JwksOptions;
 use flatbed_gateway::auth::tokens::SigningKey;
@@ -208,6 +210,15 @@ impl Smart {
     ) -> Smart {
         Smart::of(options, |gateway, trust| {
             changed(gateway.with_smart(Arc::clone(trust) as _, jwks_options).unwrap(), trust)
+        })
+        .await
+    }
+
+    /// With a record of what is done.
+    pub async fn recorded(jwks_options: JwksOptions, audit: Option<AuditLog>) -> Smart {
+        Smart::over(jwks_options, options(), |gateway, _| match audit {
+            Some(log) => gateway.with_audit(log),
+            None => gateway,
         })
         .await
     }
