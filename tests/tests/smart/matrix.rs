@@ -200,7 +200,8 @@ async fn probe_group(site: &Site, (token, facts): &(String, Facts), dice: &mut R
     let entries = bundle["entry"].as_array().into_iter().flatten();
     let mut seen: Vec<&str> = entries.filter_map(|entry| entry["resource"]["id"].as_str()).collect();
     let mut expects: Vec<&str> = GROUPS.into_iter().filter(|id| facts.sees(id) && *id != "g-none").collect();
-    (seen.sort_unstable(), expects.sort_unstable());
+    seen.sort_unstable();
+    expects.sort_unstable();
     ensure!(seen == expects, found.wrong(&format!("the oracle sees {expects:?}")));
     Ok(expected)
 }
