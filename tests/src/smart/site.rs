@@ -23,6 +23,7 @@ use crate::conformance::wire::{Answer, Ask, FHIR_NDJSON, escaped};
 use crate::daemon::{Daemon, guarded};
 use crate::ports::free_port;
 use crate::process::{flatbed_binary, without_settings};
+use crate::servers::Variables;
 
 /// What assertions are called in a form (RFC 7523 section 2.2).
 pub const ASSERTION_TYPE: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
@@ -122,6 +123,8 @@ pub struct SiteOptions {
     pub worker: Vec<String>,
     /// `RUST_LOG` of all processes.
     pub log_level: Option<String>,
+    /// `--output`, and what it needs in the environment; a folder of the site's room where it is absent.
+    pub output: Option<(String, Variables)>,
 }
 
 /// A running cluster with its address.
@@ -167,7 +170,7 @@ impl Export {
 }
 
 /// A role with these options, which is not started yet.
-fn role(room: &Path, name: &str, words: Vec<String>, port: u16, log_level: Option<String>) -> Result<Role> {
+fn role(room: &Path, name: &str, words: Vec<String>, port: u16, environment: Variables) -> Result<Role> {
     let (admin_port, binary) = (free_port()?, flatbed_binary()?);
     let folder = room.join(name);
     std::fs::create_dir_all(&folder)?;
@@ -175,9 +178,7 @@ fn role(room: &Path, name: &str, words: Vec<String>, port: u16, log_level: Optio
         let mut command = without_settings(guarded(&binary));
         command.args(&words).args(["--log-format", "json"]);
         command.arg("--admin-listen").arg(format!("127.0.0.1:{admin_port}")).current_dir(&folder);
-        if let Some(level) = &log_level {
-            command.env("RUST_LOG", level);
-        }
+        command.envs(environment.clone());
         Ok(command)
     })?;
     Ok(Role::new(daemon, port, admin_port))
@@ -205,24 +206,26 @@ impl Site {
     }
 
     async fn prepare(room: tempfile::TempDir, options: SiteOptions) -> Result<Site> {
-        let SiteOptions { mut source, gateways: more, coordinator, worker, log_level } = options;
+        let SiteOptions { mut source, gateways: more, coordinator, worker, log_level, output } = options;
         let path = |name: &str| room.path().join(name).display().to_string();
         if source.is_empty() {
             source = path("lake");
         }
         let rpc = free_port()?;
         let (listen, url) = (format!("127.0.0.1:{rpc}"), format!("http://127.0.0.1:{rpc}"));
-        let (state, output) = (format!("redb:{}", path("state.redb")), path("output"));
+        let (output, mut environment) = output.unwrap_or_else(|| (path("output"), Variables::new()));
+        environment.extend(log_level.map(|level| ("RUST_LOG".to_owned(), level)));
+        let state = format!("redb:{}", path("state.redb"));
         let fixed = [
             texts(&["coordinator", "--state", &state, "--rpc-listen", &listen, "--advertise", &url]),
             texts(&["--output", &output, "--min-in-progress", "0s"]),
             coordinator,
         ];
-        let coordinator = role(room.path(), "coordinator", fixed.concat(), rpc, log_level.clone())?;
+        let coordinator = role(room.path(), "coordinator", fixed.concat(), rpc, environment.clone())?;
         let fixed =
             ["worker", "--coordinator", &url, "--source", &source, "--output", &output, "--slots", "2"];
         let words = [texts(&fixed), worker].concat();
-        let worker = role(room.path(), "worker", words, 0, log_level.clone())?;
+        let worker = role(room.path(), "worker", words, 0, environment.clone())?;
 
         let ports = [free_port()?, free_port()?];
         let balancer = Balancer::start(&ports).await?;
@@ -239,7 +242,7 @@ impl Site {
                 more.clone(),
             ];
             let name = format!("gateway-{number}");
-            gateways.push(role(room.path(), &name, fixed.concat(), port, log_level.clone())?);
+            gateways.push(role(room.path(), &name, fixed.concat(), port, environment.clone())?);
         }
         let http = reqwest::Client::builder().pool_max_idle_per_host(0);
         let http = http.redirect(reqwest::redirect::Policy::none()).build()?;

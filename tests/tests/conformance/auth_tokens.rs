@@ -340,33 +340,34 @@ async fn au_93_sec_13_what_changes_at_the_client_counts() -> Result<()> {
     let export = site.export(&Ask::new(Form::Get, "Group/g1/"), &token).await?;
     let file = export.file()?;
     // At both gateways: as many answers in a row.
-    let becomes = async |status: u16| {
-        site.until(&format!("the file does not become {status}"), async || {
-            let answers = [site.get(&file, &token).await?.status, site.get(&file, &token).await?.status];
-            Ok(answers == [status, status])
-        })
-        .await
+    let both = async |url: &str| -> Result<[u16; 2]> {
+        let ask = async || site.ask(Method::GET, url, &token).await;
+        Ok([ask().await?.status, ask().await?.status])
     };
-    becomes(200).await?;
-    client.entry.scopes = vec!["system/Patient.rs".to_owned()];
+    let becomes = async |url: &str, status: u16| {
+        site.until(&format!("{url} does not become {status}"), async || Ok(both(url).await? == [status; 2]))
+            .await
+    };
+    becomes(&file, 200).await?;
+    client.entry.scopes = vec!["system/Patient.rs".to_owned(), "system/Group.rs".to_owned()];
     site.register(&[&client, &other])?;
-    becomes(403).await?;
+    becomes(&file, 403).await?;
+    // Each next state allows what the one before did not, so that it is known to have come.
     client = client.scopes(&["system/*.rs"]).levels(&["patient"]);
     site.register(&[&client, &other])?;
-    site.until("levels do not change", async || {
-        Ok(site.token(&client, "system/*.rs").await.is_ok() && site.get(&file, &token).await?.status == 403)
-    })
-    .await?;
+    becomes("/Patient/$export?_type=Patient,Observation", 202).await?;
+    ensure!(both(&file).await? == [403, 403], "the level was taken away");
     client = client.levels(&["group"]);
     client.entry.groups = vec!["g2".to_owned()];
     site.register(&[&client, &other])?;
-    becomes(403).await?;
+    becomes("/Group/g2/$export?_type=Patient,Observation", 202).await?;
+    ensure!(both(&file).await? == [403, 403], "the Group was taken away");
     client.entry.groups = vec!["g1".to_owned()];
     site.register(&[&client, &other])?;
-    becomes(200).await?;
+    becomes(&file, 200).await?;
     client.entry.disabled = true;
     site.register(&[&client, &other])?;
-    becomes(401).await?;
+    becomes(&file, 401).await?;
     for _ in 0..2 {
         let answer = site.request_token(&site.assertion(&client, |_, _| {})?, "system/*.rs").await?;
         is_error(&answer, 401, "invalid_client")?;
@@ -374,10 +375,10 @@ async fn au_93_sec_13_what_changes_at_the_client_counts() -> Result<()> {
     site.get("/Group/g1", &others).await?.is(200).context("the other client goes on")?;
     client.entry.disabled = false;
     site.register(&[&client, &other])?;
-    becomes(200).await?;
+    becomes(&file, 200).await?;
     // Who is taken out of the file is disabled too.
     site.register(&[&other])?;
-    becomes(401).await?;
+    becomes(&file, 401).await?;
     site.balancer.all_served()?;
     ensure!(site.logs().iter().all(|(_, log)| !log.contains(&token)), "SEC-11: a token in a log");
     Ok(())

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use flatbed_tests::conformance::fixture::Fixture;
 use flatbed_tests::conformance::wire::{Answer, Ask, FORMS, Form};
 use flatbed_tests::process::{flatbed, run};
+use flatbed_tests::servers::Garage;
 use flatbed_tests::smart::keys::Key;
 use flatbed_tests::smart::site::{Client, Export, PATIENCE, Site, SiteOptions, token_form};
 use reqwest::Method;
@@ -369,4 +370,38 @@ fn jobs(site: &Site) -> Result<String> {
     let mut command = flatbed()?;
     command.args(["jobs", "list", "--format", "json", "--coordinator", &site.coordinator.url()]);
     Ok(run(&mut command, PATIENCE)?.ok()?.stdout)
+}
+
+/// Links to a store open files without a token, so that they are as secret as one.
+#[tokio::test]
+async fn links_to_the_store_are_in_no_log() -> Result<()> {
+    let room = tempfile::tempdir()?;
+    let garage = Garage::start(room.path()).await?;
+    let a = Client::new("a", Key::ec("k")?, &["g1"])?;
+    let b = Client::new("b", Key::ec("k")?, &["g2"])?;
+    let output = Some((garage.output("out"), garage.environment()));
+    let options = SiteOptions { log_level: Some("trace".to_owned()), output, ..SiteOptions::default() };
+    let mut site = Site::with(&lake()?, &[&a, &b], options).await?;
+    let (of_a, of_b) = (site.token(&a, "system/*.rs").await?, site.token(&b, "system/*.rs").await?);
+    let export = site.export(&Ask::new(Form::Get, "Group/g1/").with("_type", "Patient"), &of_a).await?;
+    let mut signatures = Vec::new();
+    for _ in 0..2 {
+        let headers = [("accept", "application/fhir+ndjson"), ("accept-encoding", "gzip")];
+        let answer = site.call(Method::GET, &export.file()?, &of_a, &headers).await?;
+        let link = answer.is(307)?.header("location")?.to_owned();
+        ensure!(answer.header("cache-control")? == "no-store", answer.wrong("a link that is kept"));
+        Answer::to(site.http.get(&link)).await?.is(200)?;
+        let signature = link.split("X-Amz-Signature=").nth(1).context("no signature")?;
+        signatures.push(signature.split('&').next().unwrap_or_default().to_owned());
+        // The other client is sent nowhere.
+        let other = site.call(Method::GET, &export.file()?, &of_b, &headers).await?;
+        ensure!(other.is(404)?.find("location").is_none(), other.wrong("a link"));
+    }
+    for (place, text) in site.logs().into_iter().chain(site.metrics().await?) {
+        for secret in signatures.iter().map(String::as_str).chain([of_a.as_str(), &of_b, CANARY]) {
+            let line = || text.lines().find(|line| line.contains(secret)).unwrap_or_default();
+            ensure!(!text.contains(secret), "{place} holds {secret:.16}: {:.600}", line());
+        }
+    }
+    site.balancer.all_served()
 }

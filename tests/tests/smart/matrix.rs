@@ -10,7 +10,7 @@ use flatbed_tests::conformance::wire::{Ask, Form};
 use flatbed_tests::random::Random;
 use flatbed_tests::scale::is_full;
 use flatbed_tests::smart::keys::Key;
-use flatbed_tests::smart::site::{Client, Export, Site};
+use flatbed_tests::smart::site::{Client, Entry, Export, Site};
 use reqwest::Method;
 
 const TYPES: [&str; 5] = ["Patient", "Observation", "Group", "Provenance", "Organization"];
@@ -233,7 +233,10 @@ async fn what_is_allowed_is_what_the_oracle_allows() -> Result<()> {
         } else {
             owners[dice.below(owners.len() as u64) as usize]
         };
-        let about = || format!("seed {seed}, probe {probe}: {:?}", by.client.entry);
+        let about = || {
+            let Entry { id, scopes, groups, levels, .. } = &by.client.entry;
+            format!("seed {seed}, probe {probe}: {id} {scopes:?} {groups:?} {levels:?}")
+        };
         let (what, expected) = match dice.below(5) {
             0 => ("kick-off", probe_kick_off(&site, &by.tokens[which], &mut dice).await.with_context(about)?),
             1 => ("group", probe_group(&site, &by.tokens[which], &mut dice).await.with_context(about)?),
