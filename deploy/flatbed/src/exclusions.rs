@@ -67,6 +67,8 @@ pub fn open(location: &str) -> Result<(Arc<dyn ObjectStore>, Key), String> {
 
 #[cfg(test)]
 mod tests {
+    use object_store::ObjectStoreExt;
+
     use super::*;
 
     #[test]

@@ -18,7 +18,7 @@ fn word(event: &Event) -> Option<String> {
         Event::Message(worker_message::Message::Failed(failed)) => Some(format!("fails {}", failed.attempt)),
         Event::Message(worker_message::Message::Goodbye(_)) => Some("goodbye".to_owned()),
         Event::Commit(request) => Some(format!("commits {}", record(request).attempt.0)),
-        Event::Message(_) | Event::Closed => None,
+        Event::Message(_) | Event::Complete(_) | Event::Closed => None,
     }
 }
 
