@@ -31,7 +31,7 @@ fn whole(rows: &str) -> String {
 impl Planning {
     async fn begin() -> Planning {
         let mut world = World::new(&[("a", "A")]);
-        let worker = world.worker(&["a"], synthetic("synthetic:patients=300,seed=4"), 1);
+        let worker = world.worker(&["a"], synthetic("synthetic:patients=300,seed=4"), 8);
         let hello = world.hello("a").await;
         let folder = tempfile::tempdir().unwrap();
         Planning { world, hello, worker, folder, attempt: 0 }
