@@ -144,7 +144,7 @@ impl Service {
                 let key = Key::ec("k")?;
                 let file = client_file(room, &key, clients)?;
                 of_gateway.extend(words(&["--auth", "smart", "--token-requests-per-minute", "0"]));
-                of_gateway.extend(words(&["--auth-requests-per-minute", "0"]));
+                of_gateway.extend(words(&["--auth-requests-per-minute", "0", "--audit", "off"]));
                 of_gateway.extend(words(&["--clients", &file]));
                 Some(Arc::new(key))
             }

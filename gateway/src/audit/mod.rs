@@ -18,14 +18,5 @@ pub use event::{About, ByteRange, Event, Kind, Label, Who};
 pub use log::{AuditLog, AuditStats, Full};
 pub use parameters::Parameters;
 
-use std::net::{IpAddr, SocketAddr};
-
-use axum::extract::ConnectInfo;
-
 /// The folder of the record below the root of its store. Nothing else of ours writes or deletes there.
 pub const FOLDER: &str = "audit";
-
-/// The address that a request came from, as far as the listener tells it: the one place that knows where that stands.
-pub fn peer_of(extensions: &http::Extensions) -> Option<IpAddr> {
-    extensions.get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(address)| address.ip().to_canonical())
-}

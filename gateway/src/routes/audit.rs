@@ -20,7 +20,7 @@ use super::refusal::Refusal;
 use super::{App, oauth};
 use crate::audit::log::Promise;
 use crate::audit::parameters::safe_query;
-use crate::audit::{About, AuditLog, ByteRange, Full, Kind, Label, Parameters, Who, peer_of};
+use crate::audit::{About, AuditLog, ByteRange, Full, Kind, Label, Parameters, Who};
 
 /// The header in which clients and proxies name requests.
 const REQUEST_ID: &str = "x-request-id";
@@ -95,6 +95,8 @@ impl Subject {
         match attempt {
             Kind::Manifest if status == StatusCode::OK => Some(Kind::Manifest),
             Kind::Manifest => is_refused.then_some(Kind::Status),
+            // A client that looks at its own registration changes nothing.
+            Kind::ClientChanged if *method == Method::GET => is_refused.then_some(attempt),
             Kind::GroupReceipt => (is_refused || *method == Method::DELETE).then_some(attempt),
             _ => Some(attempt),
         }
@@ -273,6 +275,9 @@ pub(super) async fn recorded(
     mut request: Request,
     next: Next,
 ) -> Response {
+    let (head, body) = request.into_parts();
+    let peer = route.app.peer(&head);
+    request = Request::from_parts(head, body);
     let headers = request.headers();
     let label = headers.get(REQUEST_ID).and_then(|value| Label::new(value.to_str().ok()?));
     let about = parts.map(|parts| named(route.subject, &parts)).unwrap_or_default();
@@ -286,7 +291,7 @@ pub(super) async fn recorded(
         query,
         authorization: headers.get(header::AUTHORIZATION).cloned(),
         request: label,
-        peer: peer_of(request.extensions()),
+        peer,
         notes: Mutex::new(Notes { about, ..Notes::default() }),
     });
     request.extensions_mut().insert(Arc::clone(&trail));

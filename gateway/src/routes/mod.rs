@@ -103,7 +103,12 @@ impl Shared {
     }
 
     fn address(&self, parts: &Parts) -> Option<IpAddr> {
-        peer::peer_address(parts, &self.options.trusted_proxies).map(peer::limited)
+        self.peer(parts).map(peer::limited)
+    }
+
+    /// The address that a request comes from.
+    fn peer(&self, parts: &Parts) -> Option<IpAddr> {
+        peer::peer_address(parts, &self.options.trusted_proxies)
     }
 
     fn status_url(&self, job: JobId) -> String {

@@ -16,6 +16,7 @@ use flatbed_types::{ClientId, ErrorCode};
 use http::request::Parts;
 use http::{HeaderValue, Method, StatusCode, header};
 
+use super::audit::Trail;
 use super::refusal::{self, Refusal};
 use super::{App, Shared, read_body};
 use crate::auth::registration::{MAX_METADATA, Metadata, RegistrationError, described, hash_of, is_token};
@@ -72,7 +73,8 @@ pub(super) async fn collection(State(app): State<App>, request: Request) -> Resu
     if let Err(wait) = app.pace_address(&parts) {
         return Ok(slow_down(wait));
     }
-    told(desk.register(&parts, body).await)
+    let trail = Trail::of(&parts.extensions);
+    told(trail.as_deref(), desk.register(&parts, body).await)
 }
 
 /// `<public-url>/auth/register/{client}`.
@@ -89,11 +91,13 @@ pub(super) async fn instance(
     if let Err(wait) = app.pace_address(&parts) {
         return Ok(slow_down(wait));
     }
-    told(match parts.method {
+    let trail = Trail::of(&parts.extensions);
+    let answer = match parts.method {
         Method::PUT => desk.replace(&client, &parts, body).await,
         Method::DELETE => desk.remove(&client, &parts).await,
         _ => desk.read(&client, &parts).await,
-    })
+    };
+    told(trail.as_deref(), answer)
 }
 
 impl Desk<'_> {
@@ -106,6 +110,7 @@ impl Desk<'_> {
         let body = json_body(parts, body).await?;
         let metadata = self.checked(Metadata::read(&body)?).await?;
         let (id, token) = (fresh_id()?, fresh_token()?);
+        admit(parts, &id)?;
         let new = metadata.register(id, hash_of(&token), self.app.now());
         match self.registry.register(&new, &invitation).await? {
             Registered::Done(client) => {
@@ -145,12 +150,15 @@ impl Desk<'_> {
 
     async fn read(&self, client: &str, parts: &Parts) -> Result<Response, Wrong> {
         let token = token_of(parts)?;
-        self.shown(StatusCode::OK, &self.own(client, token).await?, token)
+        let known = self.own(client, token).await?;
+        admit(parts, &known.id)?;
+        self.shown(StatusCode::OK, &known, token)
     }
 
     async fn replace(&self, client: &str, parts: &Parts, body: Body) -> Result<Response, Wrong> {
         let token = token_of(parts)?;
         let mut known = self.own(client, token).await?;
+        admit(parts, &known.id)?;
         let body = json_body(parts, body).await?;
         let metadata = self.checked(Metadata::read_update(&body, &known.id)?).await?;
         for _ in 0..TRIES {
@@ -169,6 +177,7 @@ impl Desk<'_> {
         let token = token_of(parts)?;
         for _ in 0..TRIES {
             let known = self.own(client, token).await?;
+            admit(parts, &known.id)?;
             match self.registry.remove(&known.id, known.version).await? {
                 // Where it is gone already, this very call did it, or another with the same token.
                 Removal::Done | Removal::NotFound => {
@@ -223,7 +232,15 @@ fn fresh_token() -> Result<String, RegistrationError> {
     Ok(format!("flatbed_rat_{}", URL_SAFE_NO_PAD.encode(random::<32>()?)))
 }
 
-fn told(answer: Result<Response, Wrong>) -> Result<Response, Refusal> {
+/// Notes in the record whose registration it is; nothing is begun that could not be recorded.
+fn admit(parts: &Parts, client: &ClientId) -> Result<(), Wrong> {
+    let Some(trail) = Trail::of(&parts.extensions) else { return Ok(()) };
+    trail.admit(client).map_err(|full| Wrong::Http(full.into()))?;
+    trail.note(|about| about.client = Some(client.clone()));
+    Ok(())
+}
+
+fn told(trail: Option<&Trail>, answer: Result<Response, Wrong>) -> Result<Response, Refusal> {
     let error = match answer {
         Ok(mut response) => {
             unkept(&mut response);
@@ -233,6 +250,9 @@ fn told(answer: Result<Response, Wrong>) -> Result<Response, Refusal> {
         Err(Wrong::OAuth(error)) => error,
     };
     tracing::info!(error = error.code(), "registration refused");
+    if let Some(trail) = trail {
+        trail.note(|about| about.error = Some(error.code()));
+    }
     let mut response = refusal::json(error.status(), JSON, &error.json());
     unkept(&mut response);
     let header = match error {

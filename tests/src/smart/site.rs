@@ -238,6 +238,7 @@ impl Site {
                 texts(&["gateway", "--coordinator", &url, "--output", &output, "--listen", &listen]),
                 texts(&["--auth", "smart", "--clients", &clients, "--public-url", &public]),
                 texts(&["--polls-per-minute", "0", "--kick-offs-per-minute", "0"]),
+                texts(&["--token-requests-per-minute", "0", "--auth-requests-per-minute", "0"]),
                 texts(&["--group-requests-per-minute", "0"]),
                 more.clone(),
             ];
