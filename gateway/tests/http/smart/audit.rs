@@ -14,6 +14,7 @@ use object_store::ObjectStoreExt;
 use tower::ServiceExt;
 
 use super::access::add_job;
+use super::registration::Desk;
 use super::*;
 use crate::support::{FakeSigner, file_path, refusing, status_path};
 
@@ -459,4 +460,44 @@ async fn secrets_and_content_stay_out_of_record_and_log() {
             && log.contains("client=app")
             && log.contains("event=\"kick-off\"")
     );
+}
+
+#[tokio::test]
+async fn rg_01_who_registers_changes_and_removes_itself_is_recorded_without_tokens() {
+    let record = Record::new();
+    let desk = Desk::recorded(1, options(), Some(record.log.clone())).await;
+    let told = desk.register(|_| {}).await.json();
+    let (id, token) =
+        (told["client_id"].as_str().unwrap(), told["registration_access_token"].as_str().unwrap());
+    assert_eq!(desk.register(|_| {}).await.status, 401, "the invitation was for one");
+    assert_eq!(desk.own("GET", id, token, &Value::Null).await.status, 200);
+    let mut changed = desk.metadata();
+    changed["client_id"] = json!(id);
+    assert_eq!(desk.own("PUT", id, token, &changed).await.status, 200);
+    assert_eq!(desk.own("DELETE", id, token, &Value::Null).await.status, 204);
+    assert_eq!(desk.own("DELETE", id, token, &Value::Null).await.status, 401);
+    let text = record.text().await;
+    for secret in [token, "invitation\"", "ops@aco.example"] {
+        assert!(!text.contains(secret), "{secret}");
+    }
+    let events: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let seen: Vec<_> = events.iter().map(|event| (kind(event), event["outcome"].as_str().unwrap())).collect();
+    let of =
+        |wanted: &str| seen.iter().filter(|(kind, _)| kind.contains(wanted)).map(|(_, outcome)| *outcome);
+    assert_eq!(
+        of("regist").collect::<Vec<_>>().len() + of("client").collect::<Vec<_>>().len(),
+        5,
+        "{seen:?}"
+    );
+    let done = events.iter().filter(|event| event["outcome"] == "0" && client_of(event) == Some(id));
+    assert_eq!(done.count(), 3, "registered, changed, removed: {seen:?}");
+}
+
+#[tokio::test]
+async fn a_registration_that_cannot_be_recorded_is_not_made() {
+    let record = Record::with_room(0);
+    let desk = Desk::recorded(1, options(), Some(record.log.clone())).await;
+    let answer = desk.register(|_| {}).await;
+    assert_eq!(answer.status, 503, "{answer:?}");
+    assert!(desk.smart.trust.0.lock().unwrap().clients.len() == 1, "only the one that was there before");
 }

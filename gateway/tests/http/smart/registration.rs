@@ -85,8 +85,8 @@ impl Registry for FakeRegistry {
     }
 }
 
-struct Desk {
-    smart: Smart,
+pub struct Desk {
+    pub smart: Smart,
     registry: Arc<FakeRegistry>,
 }
 
@@ -97,19 +97,28 @@ impl Desk {
     }
 
     async fn with(uses: u32, options: GatewayOptions) -> Desk {
+        Desk::recorded(uses, options, None).await
+    }
+
+    /// With a record of what is done.
+    pub async fn recorded(uses: u32, options: GatewayOptions, audit: Option<AuditLog>) -> Desk {
         let mut made = None;
         let smart = Smart::over(JwksOptions::default(), options, |gateway, trust| {
             let records =
                 Records { invitations: [(hash_of("invitation"), uses)].into(), ..Records::default() };
             let registry = Arc::new(FakeRegistry { records: Mutex::new(records), trust: Arc::clone(trust) });
             made = Some(Arc::clone(&registry));
-            gateway.with_registration(registry)
+            let gateway = gateway.with_registration(registry);
+            match audit {
+                Some(log) => gateway.with_audit(log),
+                None => gateway,
+            }
         })
         .await;
         Desk { smart, registry: made.unwrap() }
     }
 
-    fn metadata(&self) -> Value {
+    pub fn metadata(&self) -> Value {
         json!({
             "client_name": "Example ACO",
             "jwks": { "keys": [self.smart.key.jwk("k")] },
@@ -128,7 +137,7 @@ impl Desk {
     }
 
     /// Registers a client with the invitation.
-    async fn register(&self, change: impl FnOnce(&mut Value)) -> Answer {
+    pub async fn register(&self, change: impl FnOnce(&mut Value)) -> Answer {
         let mut metadata = self.metadata();
         change(&mut metadata);
         self.send("POST", REGISTER, &[INVITED], &metadata).await
@@ -160,7 +169,7 @@ impl Desk {
         self.smart.request_token(&assertion, scope).await
     }
 
-    async fn own(&self, method: &str, client: &str, token: &str, body: &Value) -> Answer {
+    pub async fn own(&self, method: &str, client: &str, token: &str, body: &Value) -> Answer {
         let bearer = format!("authorization: Bearer {token}");
         self.send(method, &format!("{REGISTER}/{client}"), &[&bearer], body).await
     }
