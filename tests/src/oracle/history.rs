@@ -29,7 +29,9 @@ impl Store {
         for resource in &former.resources {
             let key = (resource.resource_type.clone(), resource.id.clone());
             let covered = self.is_covered(resource, query, asked.as_ref());
-            let is_out = !resource.patients.is_disjoint(&query.excluded);
+            // Who was in a Group is not told by its going.
+            let is_group = resource.resource_type == "Group";
+            let is_out = !is_group && !resource.patients.is_disjoint(&query.excluded);
             let is_wanted = covered && !is_out && query.wants_type(&resource.resource_type);
             if is_wanted && !self.by_key.contains_key(&key) {
                 gone.insert(format!("{}/{}", resource.resource_type, resource.id));
