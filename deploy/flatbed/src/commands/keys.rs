@@ -79,7 +79,7 @@ pub async fn run(args: KeysArgs) -> Result<(), Failure> {
             match format {
                 Format::Json => data(json!({ "kid": kid }))?,
                 Format::Text => note(format_args!(
-                    "tokens are signed by key {kid} from now on; all others are void within 30 seconds"
+                    "tokens are signed by key {kid} from now on; all others are void within seconds"
                 )),
             }
             Ok(())
