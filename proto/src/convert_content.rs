@@ -42,6 +42,8 @@ impl Wire for SearchGroups {
             limit: self.limit,
             elements: self.elements.iter().map(ToString::to_string).collect(),
             max_row_bytes: self.max_row_bytes,
+            is_among: self.among.is_some(),
+            among: self.among.iter().flatten().map(ToString::to_string).collect(),
         }
     }
     fn from_wire(message: wire::SearchGroups) -> Result<Self, Malformed> {
@@ -52,7 +54,10 @@ impl Wire for SearchGroups {
         if !(1..=MAX_GROUPS_ASKED).contains(&message.limit) {
             return Err(Malformed("question: limit"));
         }
+        let ids = message.among.iter().map(|id| id.parse().map_err(|_| Malformed("question: FHIR id")));
+        let among = ids.collect::<Result<BTreeSet<_>, _>>()?;
         Ok(SearchGroups {
+            among: message.is_among.then_some(among),
             after,
             limit: message.limit,
             elements: elements_from(&message.elements)?,
@@ -81,10 +86,14 @@ mod tests {
             limit: 1,
             elements: BTreeSet::new(),
             max_row_bytes: 9,
+            among: None,
         };
         assert!(SearchGroups::from_wire(search.to_wire()).unwrap() == search);
         search.after = Some(id());
         search.elements = read.elements.clone();
+        search.among = Some(BTreeSet::new());
+        assert!(SearchGroups::from_wire(search.to_wire()).unwrap() == search);
+        search.among = Some([id()].into());
         assert!(SearchGroups::from_wire(search.to_wire()).unwrap() == search);
         for limit in [0, MAX_GROUPS_ASKED + 1] {
             assert!(SearchGroups::from_wire(wire::SearchGroups { limit, ..search.to_wire() }).is_err());

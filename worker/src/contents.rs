@@ -87,6 +87,7 @@ impl Desk {
                     limit: search.limit as usize,
                     elements: &search.elements,
                     max_row_bytes: search.max_row_bytes,
+                    among: search.among.as_ref(),
                 };
                 let more = lookup::groups(snapshot.as_ref(), &groups, &self.long_rows, &mut |bytes| {
                     sheet.write(bytes)

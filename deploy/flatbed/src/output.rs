@@ -72,6 +72,19 @@ pub fn open(uri: &str) -> anyhow::Result<Output> {
     open_with(uri, std::env::vars)
 }
 
+/// The same for a store that may refuse objects without a checksum, as buckets with object lock do. What a checksum costs is
+/// nothing where little is written.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_for_records(uri: &str) -> anyhow::Result<Output> {
+    open_with(uri, || {
+        let name = "AWS_CHECKSUM_ALGORITHM";
+        let own = std::env::var_os(name).is_none().then(|| (name.to_owned(), "sha256".to_owned()));
+        std::env::vars().chain(own)
+    })
+}
+
 fn open_with<I>(uri: &str, variables: impl Fn() -> I) -> anyhow::Result<Output>
 where
     I: Iterator<Item = (String, String)>,

@@ -15,14 +15,7 @@ use flatbed::places;
 use flatbed_coordinator::CoordinatorOptions;
 use flatbed_coordinator::store;
 use flatbed_extract::open::{SourceOptions, open_source};
-use flatbed_gateway::auth::registration::hash_of;
 use flatbed_gateway::trust_client::{JtiUse, Removal, Standing, TrustClient};
-use flatbed_proto::convert::Wire;
-use flatbed_proto::convert_registration::secret_hash_bytes;
-use flatbed_proto::status::code_of;
-use flatbed_proto::wire::trust::RegisterClientRequest;
-use flatbed_proto::wire::trust::trust_client::TrustClient as Generated;
-use flatbed_types::registration::Registration;
 use flatbed_types::trust::{ClientOrigin, ClientRecord};
 use flatbed_types::{ClientId, caps};
 use object_store::memory::InMemory;
@@ -262,24 +255,6 @@ fn clients_are_added_listed_and_removed_by_command() {
     assert!(String::from_utf8_lossy(&refused.stderr).contains("did you mean 'scopes'?"));
 }
 
-/// What a gateway sends when a client registers itself with this token.
-fn registering(id: &str, token: &str) -> RegisterClientRequest {
-    let said = Registration {
-        issued: places::now(),
-        token: hash_of("its own"),
-        contacts: vec!["ops@aco.example".to_owned()],
-        software_id: "puller".to_owned(),
-        software_version: String::new(),
-    };
-    let record = ClientRecord {
-        name: "Example ACO".to_owned(),
-        requested_scopes: "system/Patient.rs".to_owned(),
-        registration: Some(Box::new(said)),
-        ..ClientRecord::new(client(id), ClientOrigin::Registration)
-    };
-    RegisterClientRequest { client: Some(record.to_wire()), token_sha256: secret_hash_bytes(&hash_of(token)) }
-}
-
 #[test]
 fn clients_that_register_by_invitation_are_approved_by_command() {
     let folder = tempfile::tempdir().unwrap();
@@ -288,8 +263,8 @@ fn clients_that_register_by_invitation_are_approved_by_command() {
     let serve =
         ["serve", "--source", "synthetic:patients=1", "--data-dir", &data, "--listen", &http, "--rpc-listen"];
     let mut command = Command::new(env!("CARGO_BIN_EXE_flatbed"));
-    command.args(serve).arg(&rpc).stdout(Stdio::null()).stderr(Stdio::null());
-    let _service = Process(command.spawn().unwrap());
+    command.args(serve).arg(&rpc).args(["--auth", "smart", "--registration"]);
+    let _service = Process(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
     let url = format!("http://{rpc}");
     let clients =
         |args: &[&str]| flatbed(&[&["clients"], args, &["--coordinator", &url, "--format", "json"]].concat());
@@ -312,25 +287,36 @@ fn clients_that_register_by_invitation_are_approved_by_command() {
     );
     assert!(!listed.to_string().contains(token), "it is shown once");
 
+    let keys = folder.path().join("key.json").to_str().unwrap().to_owned();
+    let made = flatbed(&["keys", "new", "--client-id", "any", "--out", &keys]);
+    let jwks: serde_json::Value = serde_json::from_slice(&made.stdout).unwrap();
+    let metadata = serde_json::json!({
+        "client_name": "Example ACO", "jwks": jwks, "scope": "system/Patient.rs", "contacts": ["ops@aco.example"],
+    });
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let register = |id: &str| {
+    let register = || {
+        let sent = reqwest::Client::new().post(format!("http://{http}/auth/register")).bearer_auth(token);
+        let sent = sent.header("content-type", "application/json").body(metadata.to_string()).send();
         runtime.block_on(async {
-            let mut trust = Generated::connect(url.clone()).await.unwrap();
-            trust.register_client(registering(id, token)).await.map(drop).map_err(|status| code_of(&status))
+            let answer = sent.await.unwrap();
+            let status = answer.status().as_u16();
+            let told: serde_json::Value = serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap();
+            (status, told["client_id"].as_str().unwrap_or_default().to_owned())
         })
     };
-    assert_eq!(register("client_1"), Ok(()));
+    let (status, id) = register();
+    assert_eq!(status, 201);
     let shown = json(&["list"])["clients"][0].clone();
     assert_eq!((&shown["state"], &shown["scopes"]), (&"waiting".into(), &serde_json::json!([])));
     assert_eq!(shown["requestedScopes"], serde_json::json!(["system/Patient.rs"]));
     assert_eq!(shown["registered"]["contacts"], serde_json::json!(["ops@aco.example"]));
-    let approved = json(&["approve", "client_1", "--group", "g1"]);
+    let approved = json(&["approve", &id, "--group", "g1"]);
     assert_eq!((&approved["state"], &approved["groups"]), (&"active".into(), &serde_json::json!(["g1"])));
     assert_eq!(approved["scopes"], serde_json::json!(["system/Patient.rs"]));
     assert_eq!(clients(&["approve", "nobody"]).status.code(), Some(1));
 
     json(&["uninvite", invited["id"].as_str().unwrap()]);
     assert_eq!(clients(&["uninvite", invited["id"].as_str().unwrap()]).status.code(), Some(1));
-    assert_eq!(register("client_2"), Err(flatbed_types::ErrorCode::Unauthenticated), "it was taken back");
+    assert_eq!(register().0, 401, "it was taken back");
     assert_eq!(json(&["list"])["clients"].as_array().unwrap().len(), 1, "who registered by it stays");
 }

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 
-use flatbed_types::cohort::is_cohort_id;
+use flatbed_types::cohort::{CohortPlan, CohortRule, is_cohort_id};
 use flatbed_types::job::{JobRecord, JobState};
 use flatbed_types::trust::{GroupGrant, LevelGrant};
 use flatbed_types::{ClientId, ExportRequest, FhirId, Instant, Level, ResourceType};
@@ -53,12 +53,15 @@ impl Caller {
         Caller { client: ClientId::open(), may: May::Everything }
     }
 
-    /// Whether what it may read of patients is limited to Groups, so that it matters where the members of one come from.
-    pub fn is_limited_to_groups(&self) -> bool {
+    /// The Groups of the source that it may see; `None` for all.
+    pub fn listed_groups(&self) -> Option<BTreeSet<FhirId>> {
         match &self.may {
-            May::Everything => false,
-            May::ReadPublic => true,
-            May::Granted(grants) => !grants.levels.reaches_all_patients(),
+            May::Granted(grants) => match &grants.groups {
+                GroupGrant::All => None,
+                GroupGrant::Listed(groups) => Some(groups.clone()),
+            },
+            May::Everything => None,
+            May::ReadPublic => Some(BTreeSet::new()),
         }
     }
 
@@ -115,6 +118,31 @@ pub struct Coverage {
     pub level: Level,
     /// Types, with those that come along; `None` for all that can be exported.
     pub types: Option<BTreeSet<ResourceType>>,
+    /// Where the members of its Group come from; `None` where that is not known yet: a kick-off asks for it.
+    pub drawn: Option<Drawn>,
+}
+
+/// Where the members of a Group come from, which may have been made by criteria.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Drawn {
+    /// Groups of the source.
+    pub groups: BTreeSet<FhirId>,
+    /// Whether of all patients.
+    pub from_all: bool,
+    /// Types by whose resources they are chosen.
+    pub chosen_by: BTreeSet<ResourceType>,
+}
+
+impl From<&CohortPlan> for Drawn {
+    fn from(plan: &CohortPlan) -> Drawn {
+        let made: BTreeSet<&FhirId> = plan.0.iter().map(|(id, _)| id).collect();
+        let rules = || plan.0.iter().map(|(_, rule)| rule);
+        Drawn {
+            groups: rules().flat_map(CohortRule::groups).filter(|id| !made.contains(id)).cloned().collect(),
+            from_all: rules().any(CohortRule::draws_from_all),
+            chosen_by: rules().flat_map(CohortRule::chosen_by).collect(),
+        }
+    }
 }
 
 impl From<&ExportRequest> for Coverage {
@@ -122,18 +150,25 @@ impl From<&ExportRequest> for Coverage {
         let provenance = request.associates(ResourceType::PROVENANCE).then_some(ResourceType::PROVENANCE);
         let named = request.types.iter().copied().chain(provenance).collect();
         let types = (!request.types.is_empty()).then_some(named);
-        Coverage { level: request.level.clone(), types }
+        let drawn = request.cohort.as_ref().map(Drawn::from);
+        Coverage { level: request.level.clone(), types, drawn }
     }
 }
 
 impl From<&JobRecord> for JobFacts {
     fn from(record: &JobRecord) -> JobFacts {
+        let mut covers = Coverage::from(&record.request);
+        if let Level::Group(id) = &record.request.level {
+            // Without rules it is one of the source, whatever its id looks like.
+            let itself = || Drawn { groups: [id.clone()].into(), ..Drawn::default() };
+            covers.drawn.get_or_insert_with(itself);
+        }
         JobFacts {
             owner: record.client.clone(),
             state: record.state,
             expires: record.expires,
             has_pages: record.pages > 0,
-            covers: Coverage::from(&record.request),
+            covers,
         }
     }
 }
@@ -280,6 +315,9 @@ fn lack_of(grants: &Grants, covers: &Coverage) -> Option<Lack> {
             return Some(Lack::Group);
         }
     }
+    if let Some(lack) = covers.drawn.as_ref().and_then(|drawn| lack_of_drawn(grants, drawn)) {
+        return Some(lack);
+    }
     let lacks = |of: &ResourceType| !grants.scopes.may_read(*of);
     let lacking: BTreeSet<ResourceType> = match &covers.types {
         Some(types) => types.iter().copied().filter(lacks).collect(),
@@ -293,6 +331,19 @@ fn lack_of(grants: &Grants, covers: &Coverage) -> Option<Lack> {
         return Some(Lack::AllGroups);
     }
     None
+}
+
+/// What of the members of a Group is not allowed, by where they come from and what they are chosen by.
+fn lack_of_drawn(grants: &Grants, drawn: &Drawn) -> Option<Lack> {
+    if !drawn.groups.iter().all(|group| grants.groups.covers(group)) {
+        return Some(Lack::Group);
+    }
+    if drawn.from_all && !grants.levels.reaches_all_patients() {
+        return Some(Lack::AllPatients);
+    }
+    let lacking: BTreeSet<ResourceType> =
+        drawn.chosen_by.iter().copied().filter(|of| !grants.scopes.may_read(*of)).collect();
+    (!lacking.is_empty()).then_some(Lack::Types(lacking))
 }
 
 /// Narrows a request that names no types to what its client may read (AU-83); one that names types stays as it is.
@@ -451,6 +502,56 @@ mod tests {
         assert_eq!(request, named);
         let lack = Lack::Types([ResourceType::DEVICE].into());
         assert_eq!(decide(&caller, Action::KickOff(&request), None, NOW), Decision::Forbidden(lack));
+    }
+
+    #[test]
+    fn sec_13_files_of_a_group_by_criteria_need_what_its_members_were_drawn_from() {
+        use flatbed_types::cohort::CohortMember;
+
+        let cohort: FhirId = flatbed_types::cohort::cohort_id(7).unwrap();
+        let rule = |among: Option<Vec<CohortMember>>| CohortRule {
+            filters: vec!["Condition?code=x".to_owned()],
+            among,
+        };
+        let facts = |plan: Option<CohortPlan>| {
+            let mut request = ExportRequest::everything(Level::Group(cohort.clone()));
+            request.types = [ResourceType::PATIENT].into();
+            request.cohort = plan;
+            let mut record = JobRecord::new(
+                flatbed_types::JobId(1),
+                "a".parse().unwrap(),
+                request,
+                flatbed_types::Codec::None,
+                Instant::from_millis(1),
+            );
+            record.state = JobState::Complete;
+            JobFacts::from(&record)
+        };
+        let group = |id: &str| CohortMember::Group(id.parse().unwrap());
+        let of_group = facts(Some(CohortPlan(vec![(cohort.clone(), rule(Some(vec![group("g1")])))])));
+        let of_all = facts(Some(CohortPlan(vec![(cohort.clone(), rule(None))])));
+        let bare = facts(None);
+        let levels = |patient: bool| LevelGrant { system: false, patient, group: true };
+        let listed = |id: &str| GroupGrant::Listed([id.parse().unwrap()].into());
+        let scopes = "system/Patient.rs system/Group.rs system/Condition.rs";
+        let decided = |scopes: &str, groups: GroupGrant, levels: LevelGrant, facts: &JobFacts| {
+            decide(&granted(scopes, groups, levels), Action::ReadFile, Some(facts), NOW)
+        };
+        assert_eq!(decided(scopes, listed("g1"), levels(false), &of_group), Decision::Allow);
+        let lost = Decision::Forbidden(Lack::Group);
+        assert_eq!(decided(scopes, listed("g2"), levels(false), &of_group), lost, "the Group was taken away");
+        assert_eq!(decided(scopes, listed("g2"), levels(true), &of_group), lost, "whatever its level");
+        assert_eq!(decided(scopes, listed("g1"), levels(true), &of_all), Decision::Allow);
+        let all = Decision::Forbidden(Lack::AllPatients);
+        assert_eq!(decided(scopes, listed("g1"), levels(false), &of_all), all, "the level was taken away");
+        let chosen = Decision::Forbidden(Lack::Types(["Condition".parse().unwrap()].into()));
+        let fewer = "system/Patient.rs system/Group.rs";
+        assert_eq!(decided(fewer, listed("g1"), levels(false), &of_group), chosen);
+        assert_eq!(
+            decided(scopes, listed("g1"), levels(false), &bare),
+            lost,
+            "a source's Group of such a name"
+        );
     }
 
     #[test]

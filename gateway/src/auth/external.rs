@@ -180,7 +180,7 @@ impl External {
         }
         let header = jsonwebtoken::decode_header(token).map_err(|_| NotVerified::Invalid)?;
         let kid = header.kid.as_deref().ok_or(NotVerified::Invalid)?;
-        if !ALGORITHMS.contains(&header.alg) {
+        if header.crit.is_some() || !ALGORITHMS.contains(&header.alg) {
             return Err(NotVerified::Invalid);
         }
         let key = self.key(kid, header.alg).await?;

@@ -21,4 +21,4 @@ pub mod smart;
 pub mod tokens;
 pub mod trust;
 
-pub(crate) use decision::{Action, Caller, Decision, JobFacts, Lack, decide, narrow};
+pub(crate) use decision::{Action, Caller, Decision, JobFacts, Lack, May, decide, narrow};

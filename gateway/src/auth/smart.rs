@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -33,6 +34,8 @@ const CHECK: Duration = Duration::from_secs(1);
 const KEYS: Duration = Duration::from_secs(5);
 /// How soon they are asked for again for a token whose key is not known.
 const KEYS_AGAIN: Duration = Duration::from_secs(1);
+/// For how long a signature of another server is believed once it was verified.
+const EXTERNAL: Duration = Duration::from_secs(60);
 /// Tokens that are remembered: with their scopes some kilobytes each.
 const MAX_TOKENS: usize = 4_096;
 
@@ -76,6 +79,8 @@ impl From<TrustUnavailable> for NoEntry {
 #[derive(Clone)]
 struct Known {
     grant: Arc<Grant>,
+    /// When the signature was verified, and by which round of keys.
+    verified: (tokio::time::Instant, u64),
     checked: Option<(tokio::time::Instant, Caller)>,
 }
 
@@ -121,6 +126,8 @@ pub struct Smart {
     /// The URL that assertions are for.
     token_url: String,
     keys: tokio::sync::Mutex<Option<Keys>>,
+    /// Counts the changes of the keys: what was verified by former ones is verified again.
+    round: AtomicU64,
     /// Who makes tokens, where it is not this cluster.
     external: Option<External>,
     tokens: Mutex<HashMap<[u8; 32], Known>>,
@@ -151,6 +158,7 @@ impl Smart {
             base,
             token_url,
             keys: tokio::sync::Mutex::default(),
+            round: AtomicU64::new(0),
             external: None,
             tokens: Mutex::default(),
             pace: Limiter::new(pace),
@@ -194,7 +202,8 @@ impl Smart {
         };
         let kids: Vec<String> = found.iter().map(|key| key.kid.clone()).collect();
         if keys.as_ref().is_none_or(|known| known.kids != kids) {
-            // What a key signed that is gone is void.
+            // What a key signed that is gone is void; whoever verified it a moment ago finds another round.
+            self.round.fetch_add(1, Ordering::AcqRel);
             self.tokens.lock().unwrap_or_else(PoisonError::into_inner).clear();
         }
         let issuer = Arc::new(Issuer::new(&self.base, &found));
@@ -306,11 +315,15 @@ impl Smart {
             self.issuer(KEYS).await?;
         }
         let hash: [u8; 32] = Sha256::digest(token).into();
+        let round = self.round.load(Ordering::Acquire);
+        // Another server says nothing when it withdraws a key.
+        let age = if self.makes_tokens() { Duration::MAX } else { EXTERNAL };
         let known = self.tokens.lock().unwrap_or_else(PoisonError::into_inner).get(&hash).cloned();
-        let grant = match &known {
-            Some(known) if now < known.grant.expires => Arc::clone(&known.grant),
+        let known = known.filter(|known| known.verified.1 == round && known.verified.0.elapsed() < age);
+        let (grant, verified) = match &known {
+            Some(known) if now < known.grant.expires => (Arc::clone(&known.grant), known.verified),
             Some(_) => return Err(NoEntry::Invalid),
-            None => Arc::new(self.verified(token, now).await?),
+            None => (Arc::new(self.verified(token, now).await?), (tokio::time::Instant::now(), round)),
         };
         let checked = known.and_then(|known| known.checked).filter(|(at, _)| at.elapsed() < CHECK);
         if let Some((_, caller)) = checked {
@@ -329,7 +342,7 @@ impl Smart {
             tokens.clear();
         }
         let checked = caller.clone().map(|caller| (at, caller));
-        tokens.insert(hash, Known { grant, checked });
+        tokens.insert(hash, Known { grant, verified, checked });
         caller.ok_or(NoEntry::Invalid)
     }
 

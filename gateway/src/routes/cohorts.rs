@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request};
 use axum::response::Response;
-use flatbed_types::cohort::{Cohort, CohortMember, CohortRule, cohort_id, is_cohort_id};
+use flatbed_types::cohort::{Cohort, cohort_id, is_cohort_id};
 use flatbed_types::content::ReadResource;
 use flatbed_types::{ErrorCode, FhirId, ResourceType, caps};
 use http::request::Parts;
@@ -20,7 +20,7 @@ use serde_json::Value;
 use super::groups::{empty, may_see, no_such_group, shown};
 use super::refusal::{Refusal, fhir_json, resource_text};
 use super::{Session, check_format, http_date, query_pairs, random_u128, read_body};
-use crate::auth::Action;
+use crate::auth::{Action, May};
 use crate::fhir::{self, Issue, IssueCode, batch_response, operation_outcome};
 use crate::group::definition::{self, Definition};
 use crate::group::subset;
@@ -173,7 +173,7 @@ fn wanted_version(headers: &HeaderMap) -> Result<Option<u64>, Refusal> {
 async fn checked(app: &Session, body: &[u8], id: Option<&FhirId>) -> Result<Definition, Refusal> {
     let refused = |issues| Refusal::of(StatusCode::BAD_REQUEST, issues);
     let definition = definition::parse(body, &app.base, id).map_err(refused)?;
-    if draws_from_all(&definition.rule) {
+    if definition.rule.draws_from_all() {
         app.guard(Action::DrawFromAll)?;
     }
     for filter in &definition.rule.filters {
@@ -190,17 +190,11 @@ async fn checked(app: &Session, body: &[u8], id: Option<&FhirId>) -> Result<Defi
     if issues.is_empty() { Ok(definition) } else { Err(refused(issues)) }
 }
 
-/// Whether members come from beyond the Groups that the rule names, so that these do not limit them.
-fn draws_from_all(rule: &CohortRule) -> bool {
-    let is_patient = |member: &CohortMember| matches!(member, CohortMember::Patient(_));
-    rule.among.as_ref().is_none_or(|among| among.iter().any(is_patient))
-}
-
 impl Session {
     /// Whether the client may have the members of a Group: of one that it made by criteria, whether it still may see
-    /// where they are drawn from. One that it may not looks like none.
+    /// where they are drawn from, and by what they are chosen. One that it may not looks like none.
     pub async fn check_members(&self, id: &FhirId) -> Result<(), Refusal> {
-        if !self.caller().is_limited_to_groups() {
+        if self.caller().may == May::Everything {
             return Ok(());
         }
         let (mut seen, mut open) = (BTreeSet::from([id.clone()]), vec![id.clone()]);
@@ -213,8 +207,11 @@ impl Session {
                 }
                 return Err(no_such_group(id));
             };
-            if draws_from_all(&cohort.rule) {
+            if cohort.rule.draws_from_all() {
                 self.guard(Action::DrawFromAll)?;
+            }
+            for of in cohort.rule.chosen_by() {
+                self.guard(Action::ChooseBy(of))?;
             }
             for group in cohort.rule.groups() {
                 // A cohort names few Groups, and coordinators refuse to nest them deeply; this bound only ends the search.

@@ -177,6 +177,7 @@ async fn count(app: &Session, query: &GroupQuery) -> Result<SearchResult, Refusa
         limit,
         elements: subset::id_only(),
         max_row_bytes: MAX_ROW_BYTES,
+        among: app.caller().listed_groups(),
     };
     let (found, more) = source_groups(app, &question).await?;
     if more {
@@ -197,6 +198,7 @@ async fn page(app: &Session, query: &GroupQuery) -> Result<SearchResult, Refusal
         limit: u32::try_from(query.count).unwrap_or(u32::MAX),
         elements: query.elements.clone(),
         max_row_bytes: MAX_ROW_BYTES,
+        among: app.caller().listed_groups(),
     };
     let (mut groups, mut more) = source_groups(app, &question).await?;
     // Those behind the last one of the source are in order only behind what the source has next.

@@ -3,7 +3,7 @@
 //! A cohort is a rule, not a list: who is in it is found anew for each export, in the state of the source that the export
 //! reads.
 
-use crate::{FhirId, Instant};
+use crate::{FhirId, Instant, ResourceType};
 
 /// What the ids of cohorts begin with; 32 hexadecimal digits follow.
 const PREFIX: &str = "cohort-";
@@ -46,6 +46,17 @@ impl CohortRule {
             CohortMember::Patient(id) | CohortMember::Group(id) => id.as_str().len() + 4,
         });
         self.filters.iter().map(|filter| filter.len() + 4).chain(members).sum()
+    }
+
+    /// Whether members come from beyond the Groups that it names, so that these do not limit them.
+    pub fn draws_from_all(&self) -> bool {
+        let is_patient = |member: &CohortMember| matches!(member, CohortMember::Patient(_));
+        self.among.as_ref().is_none_or(|among| among.iter().any(is_patient))
+    }
+
+    /// The types by whose resources its members are chosen.
+    pub fn chosen_by(&self) -> impl Iterator<Item = ResourceType> {
+        self.filters.iter().filter_map(|filter| filter.split('?').next()?.parse().ok())
     }
 
     /// The Groups whose members may be members.

@@ -39,6 +39,8 @@ pub struct SearchGroups {
     pub elements: BTreeSet<Element>,
     /// Bytes of a Group above which it comes without its members.
     pub max_row_bytes: u64,
+    /// Only these, whatever else matches: nothing of others is told, not even that there are more. `None` for all.
+    pub among: Option<BTreeSet<FhirId>>,
 }
 
 /// A question whose answer is content.

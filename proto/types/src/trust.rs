@@ -146,6 +146,9 @@ pub enum InvalidClient {
     /// The set of keys is too large.
     #[error("the JWK Set is larger than {} bytes", caps::MAX_CLIENT_JWKS)]
     Keys,
+    /// Its id is that of whoever comes where nobody is asked.
+    #[error("the id 'open' is that of all clients of --auth open, whose exports it would own")]
+    Reserved,
     /// Too many Groups.
     #[error("more than {} groups are listed", caps::MAX_CLIENT_GROUPS)]
     Groups,
@@ -180,6 +183,9 @@ impl ClientRecord {
 
     /// Checks its sizes and texts, which is all that can be said without knowing SMART.
     pub fn check(&self) -> Result<(), InvalidClient> {
+        if self.id == ClientId::open() {
+            return Err(InvalidClient::Reserved);
+        }
         let url = match &self.keys {
             ClientKeys::Url(url) => url.as_str(),
             ClientKeys::None | ClientKeys::Document(_) => "",
@@ -307,6 +313,12 @@ mod tests {
         assert_eq!(levels.each_ref().map(|level| LevelGrant::USUAL.covers(level)), [false, false, true]);
         assert_eq!(levels.map(|level| LevelGrant::default().covers(&level)), [false; 3]);
         assert_eq!(LevelGrant::USUAL.names().collect::<Vec<_>>(), ["group"]);
+    }
+
+    #[test]
+    fn nobody_is_registered_as_whoever_comes() {
+        let open = ClientRecord::new(ClientId::open(), ClientOrigin::Operator);
+        assert_eq!(open.check(), Err(InvalidClient::Reserved));
     }
 
     #[test]

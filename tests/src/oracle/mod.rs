@@ -326,8 +326,13 @@ impl Store {
             let names_any = resource.named.contains("") || !resource.named.is_disjoint(&query.excluded);
             names_any || (resource.resource_type == "Binary" && resource.named.is_empty())
         };
-        let targets = resource.targets.iter().filter_map(|target| self.by_key.get(target));
-        is_out(resource) || targets.map(|index| &self.resources[*index]).any(is_out)
+        // Of what is not there nobody can tell whose it was.
+        let may_be_theirs = |kind: &str| self.compartment.is_official(kind) || kind == "Device";
+        let is_target_out = |target: &(String, String)| match self.by_key.get(target) {
+            Some(index) => is_out(&self.resources[*index]),
+            None => may_be_theirs(&target.0),
+        };
+        is_out(resource) || resource.targets.iter().any(is_target_out)
     }
 
     fn add_associated(&self, query: &Query, asked: Option<&BTreeSet<String>>, emitted: &mut BTreeSet<usize>) {

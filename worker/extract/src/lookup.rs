@@ -60,6 +60,8 @@ pub struct GroupSearch<'a> {
     pub elements: &'a BTreeSet<Element>,
     /// Bytes above which a Group comes without its members.
     pub max_row_bytes: u64,
+    /// Only these; `None` for all.
+    pub among: Option<&'a BTreeSet<FhirId>>,
 }
 
 /// Gives out the Groups that match, as NDJSON in order of their ids. Answers whether there are more.
@@ -124,10 +126,14 @@ fn matching(
     while let Some(piece) = rows.next()? {
         let Body::Plain(bytes) = &piece.body else { return Err(deflated()) };
         for line in bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+            let id = id_of(line)?;
+            if search.among.is_some_and(|among| !among.contains(&id)) {
+                continue;
+            }
             if ids.len() == search.limit {
                 return Ok((ids, true));
             }
-            ids.push(id_of(line)?);
+            ids.push(id);
         }
     }
     Ok((ids, false))
@@ -222,7 +228,14 @@ mod tests {
     ) -> (Vec<serde_json::Value>, bool) {
         let after: Option<FhirId> = after.map(|id| id.parse().unwrap());
         let elements = BTreeSet::new();
-        let search = GroupSearch { filter, after: after.as_ref(), limit, elements: &elements, max_row_bytes };
+        let search = GroupSearch {
+            filter,
+            after: after.as_ref(),
+            limit,
+            elements: &elements,
+            max_row_bytes,
+            among: None,
+        };
         let mut all = Vec::new();
         let more = groups(population().as_ref(), &search, &Arc::default(), &mut |bytes| {
             all.extend_from_slice(bytes);
@@ -230,6 +243,33 @@ mod tests {
         });
         let lines = all.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
         (lines.map(|line| serde_json::from_slice(line).unwrap()).collect(), more.unwrap())
+    }
+
+    #[test]
+    fn gr_02_of_others_nothing_is_told_not_even_that_there_are_more() {
+        let (all, _) = search("Group", None, 100, u64::MAX);
+        let last = all.last().unwrap()["id"].as_str().unwrap().to_owned();
+        let (elements, among) = (BTreeSet::new(), BTreeSet::from([last.parse().unwrap()]));
+        let wanted = GroupSearch {
+            filter: "Group",
+            after: None,
+            limit: 1,
+            elements: &elements,
+            max_row_bytes: u64::MAX,
+            among: Some(&among),
+        };
+        let mut found = Vec::new();
+        let more = groups(population().as_ref(), &wanted, &Arc::default(), &mut |bytes| {
+            found.extend_from_slice(bytes);
+            Ok(())
+        });
+        assert!(!more.unwrap(), "there are others, and they are not told of");
+        let found: serde_json::Value = serde_json::from_slice(&found).unwrap();
+        assert_eq!(found["id"], last.as_str());
+        let nobody = GroupSearch { among: Some(&BTreeSet::new()), ..wanted };
+        let more =
+            groups(population().as_ref(), &nobody, &Arc::default(), &mut |_| panic!("a Group of others"));
+        assert!(!more.unwrap());
     }
 
     fn ids(found: &[serde_json::Value]) -> Vec<&str> {

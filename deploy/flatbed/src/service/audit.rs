@@ -13,7 +13,7 @@ use crate::cli::Failure;
 use crate::output::Output;
 use crate::places;
 use crate::service::door::Auth;
-use crate::service::open_output;
+use crate::service::open_records;
 
 /// How long the end of the record may take to be stored once the door is closed.
 pub const LAST_EVENTS: Duration = Duration::from_secs(3);
@@ -61,7 +61,7 @@ impl AuditArgs {
             return Ok(None);
         }
         let objects = match &self.audit_location {
-            Some(uri) => open_output(uri).map_err(named)?.objects,
+            Some(uri) => open_records(uri).map_err(named)?.objects,
             None => output.objects.clone(),
         };
         let log = AuditLog::start(objects, site.to_string(), Arc::new(places::now));

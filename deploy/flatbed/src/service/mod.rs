@@ -110,7 +110,15 @@ async fn report_health(probe: Arc<dyn Probe>, health: HealthReporter, stop: Canc
 /// Opens the store of `--output`, as usage where the option is at fault. Sweeps what earlier uploads into a folder left
 /// behind.
 pub fn open_output(uri: &str) -> Result<Output, Failure> {
-    let opened = output::open(uri);
+    opened_at(uri, output::open(uri))
+}
+
+/// The same for the store of a record ([`output::open_for_records`]).
+pub fn open_records(uri: &str) -> Result<Output, Failure> {
+    opened_at(uri, output::open_for_records(uri))
+}
+
+fn opened_at(uri: &str, opened: anyhow::Result<Output>) -> Result<Output, Failure> {
     let opened = opened.map_err(|error| match uri.split_once("://") {
         Some((scheme, _)) if scheme != "file" => Failure::usage(format!("{error:#}")),
         _ => folder::unusable(error),

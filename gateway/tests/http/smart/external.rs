@@ -108,8 +108,9 @@ async fn au_86_what_is_no_token_of_that_server_for_us_is_none() {
     let nobody = token(&smart, |header, _| header["alg"] = json!("none"));
     let nameless = token(&smart, |header, _| drop(header.as_object_mut().unwrap().remove("kid")));
     let unknown = token(&smart, |header, _| header["kid"] = json!("x"));
+    let critical = token(&smart, |header, _| header["crit"] = json!(["exp"]));
     let stranger = Key::ec().jwt(&smart.header(), &claims(&smart));
-    for wrong in [mac, nobody, nameless, unknown, stranger, "a.b.c".to_owned()] {
+    for wrong in [mac, nobody, nameless, unknown, critical, stranger, "a.b.c".to_owned()] {
         assert_eq!(kick_off(&smart, &wrong, "?_type=Patient").await, 401, "{wrong}");
     }
     assert!(server.fetches() <= 2, "strangers make no storm of fetches: {}", server.fetches());

@@ -14,7 +14,7 @@ fn list(ids: &[&str]) -> Arc<KeyList> {
 }
 
 /// Rows of `a`, `b` and `c`, each with what of it goes when `b` must not be there.
-const ROWS: [(&str, bool); 28] = [
+const ROWS: [(&str, bool); 31] = [
     (r#"{"resourceType":"Patient","id":"a"}"#, false),
     (r#"{"resourceType":"Patient","id":"b"}"#, true),
     (r#"{"resourceType":"Patient","id":"c","link":[{"other":{"reference":"Patient/b"}}]}"#, true),
@@ -63,6 +63,9 @@ const ROWS: [(&str, bool); 28] = [
         r#"{"resourceType":"Provenance","id":"pv-task","target":[{"reference":"Organization/o"},{"reference":"Task/for-b"}]}"#,
         true,
     ),
+    (r#"{"resourceType":"Provenance","id":"pv-gone","target":[{"reference":"Observation/gone"}]}"#, true),
+    (r#"{"resourceType":"Provenance","id":"pv-gone-device","target":[{"reference":"Device/gone"}]}"#, true),
+    (r#"{"resourceType":"Provenance","id":"pv-gone-place","target":[{"reference":"Location/gone"}]}"#, false),
     (r#"{"resourceType":"Provenance","id":"pv-group","target":[{"reference":"Group/with-b"}]}"#, true),
     (
         r#"{"resourceType":"Provenance","id":"pv-a-task","target":[{"reference":"Patient/a"},{"reference":"Task/for-b"}]}"#,
@@ -124,7 +127,13 @@ fn a_stranger_takes_only_what_does_not_say_whose_it_is() {
     let lake = lake();
     let snapshot = lake.snapshot();
     let (names, excluded) = given(&*snapshot, &Select::All.without(Some(list(&["stranger"]))), |_| true);
-    let gone = ["Observation/of-a-stranger", "Binary/unknown", "Provenance/pv-pv"];
+    let gone = [
+        "Observation/of-a-stranger",
+        "Binary/unknown",
+        "Provenance/pv-pv",
+        "Provenance/pv-gone",
+        "Provenance/pv-gone-device",
+    ];
     assert_eq!(excluded, gone.len() as u64);
     assert!(gone.iter().all(|name| !names.contains(*name)) && names.len() + gone.len() == ROWS.len());
 }

@@ -47,8 +47,10 @@ fn approved(args: &ApproveArgs, known: &ClientRecord) -> Result<ClientRecord, Fa
     }
     let usage = |option: &'static str| move |problem: String| Failure::usage(format!("{option}: {problem}"));
     let mut client = known.clone();
-    client.scopes = args.scopes.join(" ");
-    if args.scopes.is_empty() {
+    if !args.scopes.is_empty() {
+        client.scopes = args.scopes.join(" ");
+    } else if known.scopes.is_empty() {
+        // The first time it gets what it asks for. What was approved before stays: it may ask for more since.
         client.scopes.clone_from(&known.requested_scopes);
     }
     if client.scopes.is_empty() {
@@ -138,6 +140,10 @@ mod tests {
         let more = approved_by(&plain, &more).unwrap();
         assert_eq!((more.scopes.as_str(), more.levels.system), ("system/*.rs", true));
         assert!(more.groups.covers(&"g2".parse().unwrap()));
+        // What it has asked for since gives it nothing.
+        let greedy = ClientRecord { requested_scopes: "system/*.cruds".to_owned(), ..plain.clone() };
+        let again = approved_by(&greedy, &["--group", "g3"]).unwrap();
+        assert_eq!(again.scopes, "system/Patient.rs");
         let again = approved_by(&more, &["--scope", "system/Patient.rs"]).unwrap();
         assert_eq!((&again.groups, again.levels), (&more.groups, more.levels), "what is not said stays");
         for (known, args, problem) in [

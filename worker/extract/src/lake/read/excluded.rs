@@ -121,19 +121,22 @@ impl Excluded {
     }
 
     /// Whether the resource that a Provenance is about is left out. Those of patients decide by these already; of a
-    /// Provenance of a Provenance one step is followed, as its compartments are.
+    /// Provenance of a Provenance one step is followed, as its compartments are. Of one that is not there (deleted, or a
+    /// line that cannot be read) nobody can tell whose it was, where its type is one of patients.
     fn covers_target(&mut self, target: &Located<'_>) -> io::Result<bool> {
         if !target.home.is_empty() {
             return Ok(false);
         }
         let name = std::str::from_utf8(target.resource_type).map_err(|_| io::ErrorKind::InvalidData)?;
-        let lane = Lane::standalone(name.parse().map_err(|_| io::ErrorKind::InvalidData)?);
-        let Some(file) = self.open.lanes.get(&lane).cloned() else { return Ok(false) };
-        let Some(block) = file.block_of(target.id) else { return Ok(false) };
+        let kind: ResourceType = name.parse().map_err(|_| io::ErrorKind::InvalidData)?;
+        let may_be_theirs = kind.in_patient_compartment() || kind == ResourceType::DEVICE;
+        let lane = Lane::standalone(kind);
+        let Some(file) = self.open.lanes.get(&lane).cloned() else { return Ok(may_be_theirs) };
+        let Some(block) = file.block_of(target.id) else { return Ok(may_be_theirs) };
         let load = || file.directory(&file.blocks[block]).map(Arc::new);
         let directory = remembered(&mut self.directories, DIRECTORIES, (lane, block), load)?;
         let Some(entry) = directory.find(target.id).filter(|entry| !entry.is_link()) else {
-            return Ok(false);
+            return Ok(may_be_theirs);
         };
         self.covers_standalone(lane, &file, &directory, entry)
     }
