@@ -169,6 +169,15 @@ async fn gr_02_sec_09_groups_of_ones_own() -> Result<()> {
         ensure!(seen.is_subset(&BTreeSet::from(["g1"])), found.wrong("GR-02, PX-10"));
         ensure!(bundle["total"].as_u64().is_none_or(|total| total <= 1), found.wrong("GR-02: counted"));
         ensure!(!found.text().contains("g2") || query.contains("g2"), found.wrong("GR-02"));
+        let mut links = bundle["link"].as_array().into_iter().flatten();
+        ensure!(!links.any(|link| link["relation"] == "next"), found.wrong("GR-02: another's comes next"));
+    }
+    // Groups of others before one's own do not hide it.
+    let of_b = site.token(&b, "system/*.rs").await?;
+    for query in ["?_count=1", "?member=Patient/p3&_count=1"] {
+        let found = site.ask(Method::GET, &format!("/Group{query}"), &of_b).await?;
+        let bundle = found.is(200)?.json()?;
+        ensure!(bundle["entry"][0]["resource"]["id"] == "g2" && bundle["total"] == 1, found.wrong("GR-02"));
     }
     let nothing = site.ask(Method::GET, "/Group?_id=g2", &of_a).await?;
     ensure!(nothing.is(200)?.json()?["total"] == 0, nothing.wrong("GR-02"));
@@ -265,6 +274,17 @@ async fn ch_15_au_91_groups_by_criteria() -> Result<()> {
     let patients = Ask::new(Form::V4, &level).with("_type", "Patient");
     let found: BTreeSet<String> = site.resources(&patients, &of_a).await?.into_keys().collect();
     ensure!(found == BTreeSet::from(["Patient/p1".to_owned(), "Patient/p3".to_owned()]), "{found:?}");
+
+    // Who is chosen by Conditions is told to those only who may read them, also afterwards.
+    let sick =
+        send(&site, &of_a, &by_criteria("sick", "Condition?_lastUpdated=gt1990", &["Group/g1"])).await?;
+    let sick = format!("Group/{}/", sick.is(201)?.json()?["id"].as_str().context("no id")?);
+    let chosen = Ask::new(Form::V4, &sick).with("_type", "Patient");
+    let export = site.export(&chosen, &of_a).await?;
+    let blind = site.token(&a, "system/Patient.rs system/Group.rs").await?;
+    site.kick_off(&chosen, &blind).await?.refused(403, &["Condition"])?;
+    site.get(&export.status_url, &blind).await?.refused(403, &["Condition"])?;
+    site.get(&export.status_url, &of_a).await?.is(200)?;
 
     // The other client has no such Group, to read, to find, to change, to export or to build on.
     site.get(&format!("/Group/{id}"), &of_b).await?.refused(404, &[])?;

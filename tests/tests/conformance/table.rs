@@ -89,6 +89,7 @@ fn every_row_is_there_once() -> Result<()> {
         ("PP", 12),
         ("PV", 12),
         ("PX", 23),
+        ("RG", 5),
         ("SB", 14),
         ("SEC", 13),
         ("ST", 24),
