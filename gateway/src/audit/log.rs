@@ -259,7 +259,6 @@ fn tell(event: &Event, recorded: bool) {
         job = about.job.map(display),
         page = about.page,
         file = about.file.map(display),
-        binary = about.binary.as_ref().map(display),
         group = about.group.as_ref().map(display),
         about_client = about.client.as_ref().map(display),
         token = about.token.as_ref().map(display),
