@@ -174,7 +174,7 @@ async fn gr_02_sec_09_groups_of_ones_own() -> Result<()> {
     }
     // Groups of others before one's own do not hide it.
     let of_b = site.token(&b, "system/*.rs").await?;
-    for query in ["?_count=1", "?member=Patient/p3&_count=1"] {
+    for query in ["?_count=1", "?member=Patient/p4&_count=1"] {
         let found = site.ask(Method::GET, &format!("/Group{query}"), &of_b).await?;
         let bundle = found.is(200)?.json()?;
         ensure!(bundle["entry"][0]["resource"]["id"] == "g2" && bundle["total"] == 1, found.wrong("GR-02"));
